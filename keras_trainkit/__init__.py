@@ -1,0 +1,8 @@
+"""keras-trainkit: the training toolkit that Keras 3 lacks.
+
+```python
+import keras_trainkit as kt
+```
+"""
+
+__version__ = "0.1.0"

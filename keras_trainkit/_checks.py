@@ -1,0 +1,81 @@
+"""Argument checks: the one wording of every error about a bad argument.
+
+Each check returns the value, converted to a plain Python number where it is one, so
+that it can be used in an assignment. Errors say what was expected and end in
+`Received: name=value`.
+"""
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+
+def reject(name: str, value: Any, expected: str) -> NoReturn:
+    """Raise the `ValueError` that says what `name` must be and what it was."""
+    raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
+
+
+def check_finite(name: str, value: Any, expected: str = "a finite number") -> float:
+    """Return `value` as a float, or raise unless it is a finite real number."""
+    try:
+        # A bool is a number to Python; as a rate or a size it is a mistake.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        reject(name, value, expected)
+    return number
+
+
+def check_positive(name: str, value: Any, *, allow_zero: bool = False) -> float:
+    """Return `value` as a float, or raise unless it is finite and > 0 (or >= 0)."""
+    expected = f"a finite number {'>=' if allow_zero else '>'} 0"
+    number = check_finite(name, value, expected)
+    if number < 0 or (number == 0 and not allow_zero):
+        reject(name, value, expected)
+    return number
+
+
+def check_in_range(
+    name: str, value: Any, low: float, high: float, *, closed: str = "both"
+) -> float:
+    """Return `value` as a float, or raise unless it lies between `low` and `high`.
+
+    Args:
+        name: The argument's name, for the error.
+        value: The argument's value.
+        low: Lower bound.
+        high: Upper bound.
+        closed: Which bounds belong to the range: `"both"`, `"left"`, `"right"` or
+            `"neither"`.
+    """
+    left = "[" if closed in ("both", "left") else "("
+    right = "]" if closed in ("both", "right") else ")"
+    expected = f"a number in {left}{low:g}, {high:g}{right}"
+    number = check_finite(name, value, expected)
+    above = number >= low if left == "[" else number > low
+    below = number <= high if right == "]" else number < high
+    if not (above and below):
+        reject(name, value, expected)
+    return number
+
+
+def check_integer(name: str, value: Any, *, minimum: int) -> int:
+    """Return `value` as an int, or raise unless it is an integer >= `minimum`."""
+    expected = f"an integer >= {minimum}"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        reject(name, value, expected)
+    if isinstance(value, bool) or number < minimum:
+        reject(name, value, expected)
+    return number
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """Return `value`, or raise unless it is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        reject(name, value, "one of " + ", ".join(repr(c) for c in choices))
+    return value
