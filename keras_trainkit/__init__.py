@@ -5,4 +5,6 @@ import keras_trainkit as kt
 ```
 """
 
+from keras_trainkit import datasets as datasets
+
 __version__ = "0.1.0"

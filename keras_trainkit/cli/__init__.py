@@ -1,0 +1,119 @@
+"""The command `keras-trainkit`."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+import keras_trainkit
+from keras_trainkit.cli._output import CommandError
+
+_BACKENDS = ("tensorflow", "jax", "torch")
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments, by default those of the process.
+
+    Returns:
+        The exit status: 0 if all went well, 1 on an error that one line explains,
+        2 on a wrong argument, 130 on Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(argv)
+    try:
+        _use_backend(arguments.backend, argv)
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\nkeras-trainkit: interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    except (CommandError, OSError) as error:
+        print(f"keras-trainkit: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keras-trainkit",
+        description="Train with Keras 3: find the learning rate, train on one cycle, "
+        "know what the model does not know, fold, prune and ship.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=keras_trainkit.__version__
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole path on real data, with a report",
+        description="Train a network on real data from the learning rate to the "
+        "exported model, and write figures, models and report.md.",
+    )
+    demo.add_argument(
+        "--data",
+        choices=("digits", "fashion_mnist", "cifar10"),
+        default="digits",
+        help="the data set (default: digits, which needs no download)",
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("keras-trainkit-demo"),
+        metavar="DIR",
+        help="the folder to write (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--backend",
+        choices=_BACKENDS,
+        help="the Keras backend (default: Keras's own choice, now "
+        f"{keras.backend.backend()})",
+    )
+    demo.add_argument(
+        "--epochs",
+        type=_positive,
+        metavar="N",
+        help="length of the training (default: by the data set)",
+    )
+    demo.add_argument(
+        "--force", action="store_true", help="write into a folder that is not empty"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._demo import run_demo
+
+    run_demo(arguments.data, arguments.out, arguments.epochs, arguments.force)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1. Received: {text}")
+    return value
+
+
+def _use_backend(backend: str | None, argv: list[str]) -> None:
+    """Start again with another backend: Keras fixes its own when it is imported."""
+    if backend is None or backend == keras.backend.backend():
+        return
+    if importlib.util.find_spec(backend) is None:
+        raise CommandError(
+            f"the backend {backend} is not installed: "
+            f"pip install keras-trainkit[{backend}]"
+        )
+    command = "import sys; from keras_trainkit.cli import main; sys.exit(main())"
+    os.execve(
+        sys.executable,
+        [sys.executable, "-c", command, *argv],
+        {**os.environ, "KERAS_BACKEND": backend},
+    )

@@ -1,0 +1,257 @@
+"""`keras-trainkit demo`: the whole path on real data."""
+
+import gzip
+import importlib.util
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_trainkit as kt
+from keras_trainkit.cli import _demo_figures as figures
+from keras_trainkit.cli._demo_report import Judgement, Results, Variant, render
+from keras_trainkit.cli._output import CommandError, whole_folder
+
+_NEEDS = {
+    "matplotlib": "matplotlib",
+    "ai_edge_litert": "ai-edge-litert",
+    "tensorflow": "tensorflow",
+    "sklearn": "scikit-learn",
+}
+_NUM_SAMPLES = 100
+_SPARSITY = 0.5
+
+
+@dataclass(frozen=True)
+class _Plan:
+    epochs: int
+    batch_size: int
+    hidden_units: tuple[int, ...] = (300, 100)
+
+
+_PLANS = {
+    "digits": _Plan(epochs=30, batch_size=32),
+    "fashion_mnist": _Plan(epochs=25, batch_size=64),
+    "cifar10": _Plan(epochs=15, batch_size=128, hidden_units=(512, 256, 128)),
+}
+
+
+def run_demo(
+    name: str, out: Path, epochs: int | None = None, force: bool = False
+) -> Path:
+    """Train, judge, fold, prune and export a network on real data.
+
+    Args:
+        name: `"digits"`, `"fashion_mnist"` or `"cifar10"`.
+        out: The folder to write; nothing appears there unless all of it succeeds.
+        epochs: Length of the training; by default one that suits the data.
+        force: Whether the folder may hold files already.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        CommandError: If something is missing; its message is one clear line.
+    """
+    missing = [
+        pip for module, pip in _NEEDS.items() if not importlib.util.find_spec(module)
+    ]
+    if missing:
+        raise CommandError(
+            f"the demo needs {', '.join(missing)}: pip install keras-trainkit[demo]"
+        )
+    with whole_folder(out, force) as folder:
+        try:
+            data = kt.datasets.load(name)
+        except (ValueError, FileNotFoundError) as error:
+            raise CommandError(str(error)) from None
+        _run(data, _PLANS[name], epochs or _PLANS[name].epochs, folder)
+    report = out / "report.md"
+    print(f"Open {report}")
+    return report
+
+
+def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> None:
+    started = time.perf_counter()
+    keras.utils.set_random_seed(0)
+    print(f"{data!r}\nKeras {keras.__version__} on {keras.backend.backend()}")
+
+    _step(1, "Build the default preset's network")
+    # Shallow as it is, the preset would do without; the demo wants a BatchNorm to fold
+    # and a dropout to ask.
+    preset = kt.models.PRESETS["default"].override(
+        normalization="batch", dropout="dropout"
+    )
+    model = kt.models.build_mlp(
+        data.input_shape,
+        data.num_classes,
+        preset="default",
+        hidden_units=plan.hidden_units,
+        normalization="batch",
+        dropout="dropout",
+    )
+    preset.compile(model)
+    _say(f"{model.count_params():,} parameters")
+
+    _step(2, "Find the learning rate")
+    found = kt.find_lr(model, *data.train, batch_size=plan.batch_size)
+    figures.save(kt.plots.lr_finder(found), folder / "learning_rate.png")
+    _say(f"{found.suggestion:.3g} ({found.verdict})")
+
+    _step(3, f"Train {epochs} epochs on one cycle")
+    steps = _Steps()
+    history = model.fit(
+        *data.train,
+        batch_size=plan.batch_size,
+        epochs=epochs,
+        validation_data=data.validation,
+        callbacks=[*preset.callbacks(found.suggestion), steps],
+        verbose=0,
+    ).history
+    figures.save_cycle(steps.learning_rates, steps.momenta, folder / "one_cycle.png")
+    figures.save_curves(history, folder / "learning_curves.png")
+    model.save(folder / "model.keras")
+
+    _step(4, f"Ask {_NUM_SAMPLES} dropout samples how sure the network is")
+    mc = kt.uncertainty.mc_predict(model, data.x_test, _NUM_SAMPLES, seed=0)
+    plain = model.predict(data.x_test, batch_size=1024, verbose=0)
+    judged = tuple(
+        _judge(name, probabilities, data.y_test)
+        for name, probabilities in (("one plain pass", plain), ("MC dropout", mc.mean))
+    )
+    by_certainty = np.argsort(mc.predictive_entropy)
+    right = (mc.mean.argmax(-1) == data.y_test)[by_certainty]
+    halves = [float(half.mean()) for half in np.array_split(right, 2)]
+    figures.save_certainty(data, mc.mean, by_certainty, folder / "certainty.png")
+    _say(f"test accuracy {judged[0].accuracy:.2%}, MC {judged[1].accuracy:.2%}")
+    _say(f"the more certain half {halves[0]:.2%}, the other {halves[1]:.2%}")
+
+    _step(5, "Fold the BatchNorms")
+    folding = kt.folding.fold_batch_norm(model)
+    folding.model.save(folder / "model_folded.keras")
+    _say(f"{len(folding.folded)} folded, error {folding.max_error:.1e}")
+
+    _step(6, f"Prune {_SPARSITY:.0%} of the weights")
+    pruned = kt.pruning.prune_once(folding.model, _SPARSITY)
+    pruned.save(folder / "model_pruned.keras")
+    sparsity = kt.pruning.sparsity_report(pruned)
+    _say(f"{sparsity.gzip_bytes / sparsity.raw_bytes:.0%} of the bytes after gzip")
+
+    _step(7, "Export to LiteRT and measure")
+    variants = _export(
+        data,
+        {
+            "trained": (model, None),
+            "folded": (folding.model, None),
+            "folded, pruned": (pruned, None),
+            "folded, int8": (folding.model, "int8"),
+        },
+        folder,
+    )
+    figures.save_variants(variants, folder / "variants.png")
+    for variant in variants:
+        _say(
+            f"{variant.name:<15} {variant.kilobytes:>6.0f} kB  "
+            f"{variant.latency_ms:.3f} ms  {variant.accuracy:.2%}"
+        )
+
+    seconds = time.perf_counter() - started
+    results = Results(
+        data=repr(data),
+        architecture=model,
+        found=found,
+        epochs=epochs,
+        history=history,
+        num_samples=_NUM_SAMPLES,
+        judged=judged,
+        halves=halves,
+        folding=folding,
+        sparsity=sparsity,
+        variants=variants,
+        seconds=seconds,
+    )
+    (folder / "report.md").write_text(render(results), encoding="utf-8")
+    print(f"Done in {seconds:.0f} s")
+
+
+class _Steps(keras.callbacks.Callback):
+    """Keeps the rate and the momentum of each step; prints a line for each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.learning_rates: list[float] = []
+        self.momenta: list[float] = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        optimizer = self.model.optimizer
+        self.learning_rates.append(float(optimizer.learning_rate))
+        momentum = optimizer.momentum
+        if callable(momentum):
+            momentum = momentum(optimizer.iterations)
+        self.momenta.append(float(momentum))
+
+    def on_epoch_end(self, epoch, logs=None):
+        names = ("loss", "val_loss", "val_accuracy")
+        values = "  ".join(f"{name} {logs[name]:.4f}" for name in names)
+        _say(f"epoch {epoch + 1:>3}/{self.params['epochs']}  {values}")
+
+
+def _judge(name: str, probabilities: np.ndarray, labels: np.ndarray) -> Judgement:
+    return Judgement(
+        name=name,
+        accuracy=float(np.mean(probabilities.argmax(-1) == labels)),
+        nll=float(kt.uncertainty.nll(labels, probabilities)),
+        ece=float(kt.uncertainty.expected_calibration_error(labels, probabilities)),
+    )
+
+
+def _export(data, models: dict, folder: Path) -> tuple[Variant, ...]:
+    sample = np.random.default_rng(0).permutation(data.x_train)[:200]
+    paths = {}
+    for name, (model, quantization) in models.items():
+        path = folder / f"{name.replace(', ', '_')}.tflite"
+        paths[name] = kt.export.to_litert(
+            model, path, quantization, representative_data=sample
+        )
+    latency = _latency_ms(paths, data.x_test[:1])
+    return tuple(
+        Variant(
+            name=name,
+            file=path.name,
+            kilobytes=path.stat().st_size / 1000,
+            gzip_kilobytes=len(gzip.compress(path.read_bytes())) / 1000,
+            latency_ms=latency[name],
+            accuracy=_accuracy(path, *data.test),
+        )
+        for name, path in paths.items()
+    )
+
+
+def _accuracy(path: Path, x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.mean(kt.export.predict_litert(path, x).argmax(-1) == y))
+
+
+def _latency_ms(paths: dict[str, Path], x: np.ndarray, rounds: int = 300) -> dict:
+    """Median milliseconds for one image, the files taking turns."""
+    runs = {}
+    for name, path in paths.items():
+        interpreter = kt.export.load_litert(path)
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+        runs[name] = interpreter.invoke
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: 1000 * float(np.median(times)) for name, times in seconds.items()}
+
+
+def _step(number: int, title: str) -> None:
+    print(f"[{number}/7] {title}", flush=True)
+
+
+def _say(text: str) -> None:
+    print(f"      {text}", flush=True)

@@ -1,0 +1,60 @@
+"""The figures of the demo, written as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_trainkit import plots
+from keras_trainkit.cli._demo_report import Variant
+
+
+def save(ax, path: Path) -> None:
+    """Write the figure that `ax` belongs to, and close it."""
+    from matplotlib import pyplot
+
+    ax.figure.savefig(path, dpi=120)
+    pyplot.close(ax.figure)
+
+
+def save_cycle(rates: Sequence[float], momenta: Sequence[float], path: Path) -> None:
+    """The learning rate and the momentum of each step."""
+    save(plots.schedule(rates, momenta), path)
+
+
+def save_curves(history: dict, path: Path) -> None:
+    """Loss and accuracy over the epochs."""
+    from matplotlib import pyplot
+
+    _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    plots.learning_curves(history, ax=left)
+    plots.learning_curves(history, "accuracy", ax=right)
+    save(left, path)
+
+
+def save_certainty(
+    data, probabilities: np.ndarray, by_certainty: np.ndarray, path: Path
+) -> None:
+    """The six test images the network is surest of, and the six it is least sure of."""
+    chosen = np.concatenate([by_certainty[:6], by_certainty[::-1][:6]])
+    axes = plots.uncertain_images(
+        data.images(data.x_test[chosen]),
+        probabilities[chosen],
+        data.y_test[chosen],
+        data.class_names,
+    )
+    save(np.ravel(axes)[0], path)
+
+
+def save_variants(variants: Sequence[Variant], path: Path) -> None:
+    """Size, latency and accuracy of each exported file."""
+    table = {
+        variant.name: {
+            "size (kB)": variant.kilobytes,
+            "after gzip (kB)": variant.gzip_kilobytes,
+            "latency, 1 image (ms)": variant.latency_ms,
+            "test accuracy": variant.accuracy,
+        }
+        for variant in variants
+    }
+    save(plots.variants(table)[0], path)

@@ -1,0 +1,72 @@
+"""Every public name is documented, and the examples in the docstrings are true."""
+
+import doctest
+import inspect
+import pkgutil
+
+import pytest
+
+import keras_trainkit as kt
+
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def modules(package=kt):
+    """Every module of the package, the private ones included."""
+    yield package
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        yield __import__(info.name, fromlist=["_"])
+
+
+def public_objects():
+    """(path, object) for each public class and function, by its public path."""
+    for name, module in vars(kt).items():
+        if name.startswith("_"):
+            continue
+        if not inspect.ismodule(module):
+            yield f"kt.{name}", module
+            continue
+        for inner, value in vars(module).items():
+            if inner.startswith("_") or not (
+                inspect.isclass(value) or inspect.isfunction(value)
+            ):
+                continue
+            if value.__module__.startswith(module.__name__):
+                yield f"kt.{name}.{inner}", value
+
+
+PUBLIC = dict(public_objects())
+
+
+def own_methods(cls):
+    for name, member in vars(cls).items():
+        if not name.startswith("_") and inspect.isfunction(member):
+            yield name, member
+
+
+@pytest.mark.parametrize("path", PUBLIC)
+def test_public_name_is_documented(path):
+    value = PUBLIC[path]
+    assert inspect.getdoc(value)
+    if inspect.isclass(value):
+        owner = value
+        documented = inspect.getdoc(value) + (inspect.getdoc(value.__init__) or "")
+        parameters = inspect.signature(value).parameters
+        # Keras's classes document the arguments they share.
+        if not value.__module__.startswith("keras_trainkit"):
+            return
+    else:
+        owner, documented = None, inspect.getdoc(value)
+        parameters = inspect.signature(value).parameters
+    for name, parameter in parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        assert f"{name}:" in documented or f"`{name}`" in documented, name
+    for name, method in own_methods(owner) if owner else ():
+        assert inspect.getdoc(method), name
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda m: m.__name__)
+def test_examples(module):
+    result = doctest.testmod(module, optionflags=OPTIONS)
+    assert result.failed == 0
