@@ -3,3 +3,26 @@
 Each entry says why the public API does not do, and on which Keras versions it was
 tried.
 """
+
+import keras
+
+
+def backend_class(cls: type) -> type:
+    """The class that Keras really instantiates for one of its optimizers.
+
+    On PyTorch, `keras.optimizers.Adam(...)` makes an object of a private subclass that
+    updates all variables at once, and does so only for the exact public class. A
+    subclass that is to give the same bits must derive from that one. Asking `__new__`
+    names it without importing it. Tried on Keras 3.13 and 3.15.
+    """
+    return type(cls.__new__(cls))
+
+
+def step_counter(optimizer: keras.optimizers.Optimizer):
+    """The variable that counts the batches an optimizer has seen.
+
+    `optimizer.iterations` is divided by `gradient_accumulation_steps`; Keras evaluates
+    a learning-rate schedule on the undivided count, which it keeps as its first
+    variable. Tried on Keras 3.13 and 3.15.
+    """
+    return optimizer.variables[0]

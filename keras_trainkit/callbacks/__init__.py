@@ -1,1 +1,11 @@
 """Callbacks for `model.fit`."""
+
+from keras_trainkit.callbacks._one_cycle import OneCycle as OneCycle
+from keras_trainkit.callbacks._schedules import ApplySchedule as ApplySchedule
+from keras_trainkit.callbacks._schedules import (
+    ExponentialSchedule as ExponentialSchedule,
+)
+from keras_trainkit.callbacks._schedules import (
+    PiecewiseConstantSchedule as PiecewiseConstantSchedule,
+)
+from keras_trainkit.callbacks._schedules import PowerSchedule as PowerSchedule

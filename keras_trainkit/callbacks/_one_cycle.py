@@ -1,0 +1,134 @@
+"""The 1cycle policy as a callback."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_trainkit import schedules
+from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit.callbacks._schedule import ScheduleCallback
+from keras_trainkit.optimizers import _exchange
+
+
+class OneCycle(ScheduleCallback):
+    """Train on one cycle: the learning rate rises and falls, the momentum the reverse.
+
+    For a model compiled with any Keras optimizer. During `fit` the optimizer is
+    exchanged for a copy, state included, whose learning rate and momentum (`beta_1` in
+    Adam, AdamW and Nadam) follow `kt.schedules.OneCycle` and `OneCycleMomentum` in the
+    compiled step. An SGD without momentum gets one. An optimizer whose momentum cannot
+    be scheduled, such as RMSprop, cycles its learning rate alone, and a warning says
+    so.
+
+    The cycle begins with the first batch of epoch 0: `fit(epochs=6, initial_epoch=3)`
+    goes on in its middle, and so does a fit that `keras.callbacks.BackupAndRestore`
+    resumes. A second fit from epoch 0 is a new cycle. After the fit the user's
+    optimizer is back, with its own learning rate and the counts and slots of the
+    training (an SGD that had no momentum is left with `max(momentum)`, to keep its
+    velocity). If `fit` raises, the copy stays in the model.
+
+    Args:
+        max_lr: The highest learning rate, such as `kt.find_lr(...)` suggests.
+        momentum: `(base, max)`: the momentum at the peak of the rate, and at the
+            beginning and the end. None leaves the momentum alone.
+        total_steps: Length of the cycle in batches; by default all of the `fit`.
+        pct_start: As in `kt.schedules.OneCycle`.
+        div_factor: As in `kt.schedules.OneCycle`.
+        final_div_factor: As in `kt.schedules.OneCycle`.
+        anneal: As in `kt.schedules.OneCycle`.
+        three_phase: As in `kt.schedules.OneCycle`.
+
+    Raises:
+        ValueError: If an argument is wrong; from `fit`, if the number of batches is
+            not known and `total_steps` is not given.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss="mse")
+        >>> x = np.ones((64, 2), "float32")
+        >>> history = model.fit(
+        ...     x, x[:, :1], batch_size=16, epochs=5, verbose=0,
+        ...     callbacks=[kt.callbacks.OneCycle(0.1)],
+        ... )
+        >>> [round(m, 3) for m in history.history["momentum"]]
+        [0.885, 0.855, 0.889, 0.931, 0.95]
+
+    Reference:
+        L. Smith, A disciplined approach to neural network hyper-parameters (2018),
+        arXiv:1803.09820.
+    """
+
+    def __init__(
+        self,
+        max_lr: float,
+        momentum: Sequence[float] | None = (0.85, 0.95),
+        total_steps: int | None = None,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+        anneal: str = "cos",
+        three_phase: bool = False,
+    ):
+        super().__init__()
+        self.max_lr = check_positive("max_lr", max_lr)
+        if total_steps is not None:
+            check_integer("total_steps", total_steps, minimum=2)
+        self.total_steps = total_steps
+        self.momentum = None if momentum is None else tuple(momentum)
+        if self.momentum is not None and not (
+            len(self.momentum) == 2 and 0 <= self.momentum[0] <= self.momentum[1] < 1
+        ):
+            reject("momentum", momentum, "a pair (base, max) with 0 <= base <= max < 1")
+        self._shape: dict[str, Any] = {
+            "pct_start": pct_start,
+            "anneal": anneal,
+            "three_phase": three_phase,
+        }
+        self._factors = {
+            "div_factor": div_factor,
+            "final_div_factor": final_div_factor,
+        }
+        # Any length shows whether the arguments are right.
+        self._make(total_steps or 1000)
+
+    def _make(self, total_steps):
+        rate = schedules.OneCycle(
+            self.max_lr, total_steps, **self._factors, **self._shape
+        )
+        if self.momentum is None:
+            return rate, None
+        base, top = self.momentum
+        return rate, schedules.OneCycleMomentum(total_steps, top, base, **self._shape)
+
+    def make_schedules(self, optimizer, steps_per_epoch):
+        """The cycle over the whole fit, or over `total_steps`."""
+        total_steps = self.total_steps
+        if total_steps is None:
+            if steps_per_epoch is None:
+                raise ValueError(
+                    "OneCycle cannot know how many batches an epoch of these data has: "
+                    "pass OneCycle(max_lr, total_steps=...), or steps_per_epoch to "
+                    "fit. Received: total_steps=None"
+                )
+            total_steps = max(2, steps_per_epoch * self.params["epochs"])
+        rate, momentum = self._make(total_steps)
+        if momentum is not None and _exchange.momentum_name(optimizer) is None:
+            warnings.warn(
+                f"OneCycle cannot cycle the momentum of {type(optimizer).__name__}; it "
+                "cycles the learning rate alone. Pass momentum=None to say so yourself",
+                stacklevel=2,
+            )
+            momentum = None
+        return rate, momentum
+
+    def optimizer_to_leave(
+        self, optimizer: keras.optimizers.Optimizer
+    ) -> keras.optimizers.Optimizer:
+        """The user's own, or with momentum where it had none."""
+        if self.momentum is not None and getattr(optimizer, "momentum", None) == 0:
+            if _exchange.momentum_name(optimizer) == "momentum":
+                return _exchange.with_momentum(self.model, self.momentum[1])
+        return optimizer

@@ -1,0 +1,109 @@
+"""What the schedule callbacks share: they install schedules for the length of a fit."""
+
+from typing import Any
+
+import keras
+
+from keras_trainkit.optimizers import _exchange
+from keras_trainkit.schedules import Delay
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+class ScheduleCallback(keras.callbacks.Callback):
+    """Lets the optimizer follow schedules during `fit`.
+
+    The optimizer is exchanged for a copy, state included, whose rates are functions of
+    the count of batches in the compiled step. The schedule's step 0 is the first batch
+    of epoch 0 of this fit, so that with `initial_epoch`, or after `BackupAndRestore`,
+    it goes on where it was. The epoch's logs get the `learning_rate` of its last step,
+    and the `momentum` where that is scheduled. After the fit the user's optimizer is
+    back, with its own learning rate and with the counts and slots of the training;
+    where `fit` raised, the copy stays.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._original: keras.optimizers.Optimizer | None = None
+        self._training = False
+
+    def make_schedules(
+        self, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int | None
+    ) -> tuple[LearningRateSchedule, LearningRateSchedule | None]:
+        """The schedules of the learning rate and, if wanted, of the momentum.
+
+        Args:
+            optimizer: The user's optimizer.
+            steps_per_epoch: Batches in an epoch; None if the data do not say.
+        """
+        raise NotImplementedError
+
+    def set_params(self, params: dict[str, Any] | None) -> None:
+        """Exchange the optimizer.
+
+        This early, because `BackupAndRestore` loads into the optimizer that it finds at
+        the beginning of the training.
+        """
+        super().set_params(params)
+        self._training = False
+        optimizer = _exchange.core_optimizer(self.model)
+        rate, momentum = self.make_schedules(optimizer, self.params["steps"])
+        self._original = self.optimizer_to_leave(optimizer)
+        self._schedules = rate, momentum
+        _exchange.install(
+            self.model, _exchange.with_schedules(self.model, rate, momentum)
+        )
+
+    def optimizer_to_leave(
+        self, optimizer: keras.optimizers.Optimizer
+    ) -> keras.optimizers.Optimizer:
+        """The optimizer that the model has after the fit."""
+        return optimizer
+
+    def on_train_begin(self, logs=None):
+        self._training = True
+        self._begun = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._begun:
+            return
+        self._begun = True
+        optimizer = _exchange.core_optimizer(self.model)
+        begin = _exchange.batches_seen(self.model) - epoch * (self.params["steps"] or 0)
+        if begin:
+            rate, momentum = self._schedules
+            optimizer.learning_rate = rate = Delay(rate, begin)
+            if momentum is not None:
+                optimizer.momentum_schedule = momentum = Delay(momentum, begin)
+            self._schedules = rate, momentum
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is None:
+            return
+        rate, momentum = self._schedules
+        last_step = _exchange.batches_seen(self.model) - 1
+        logs["learning_rate"] = float(rate(last_step))
+        if momentum is not None:
+            logs["momentum"] = float(momentum(last_step))
+
+    def on_train_end(self, logs=None):
+        self._give_back()
+
+    def on_test_begin(self, logs=None):
+        if not self._training:
+            self._give_back()
+
+    def on_predict_begin(self, logs=None):
+        if not self._training:
+            self._give_back()
+
+    def _give_back(self):
+        if self._original is None:
+            return
+        current = _exchange.core_optimizer(self.model)
+        if current.built and not self._original.built:
+            self._original.build(self.model.trainable_variables)
+        _exchange.carry_over(current, self._original)
+        _exchange.install(self.model, self._original)
+        self._original = None
+        self._training = False

@@ -1,0 +1,153 @@
+"""Schedules as callbacks, with epochs as the unit."""
+
+from collections.abc import Sequence
+
+import keras
+from keras.optimizers.schedules import ExponentialDecay, PiecewiseConstantDecay
+
+from keras_trainkit import schedules
+from keras_trainkit._checks import check_positive, reject
+from keras_trainkit.callbacks._schedule import ScheduleCallback
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+class ApplySchedule(ScheduleCallback):
+    """Let the learning rate follow any schedule during `fit`.
+
+    For a model that is compiled already, whatever its optimizer. The schedule's step 0
+    is the first batch of epoch 0. Afterwards the optimizer has its own learning rate
+    again.
+
+    Args:
+        schedule: A `LearningRateSchedule`, of `kt.schedules` or Keras's, of the batch.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("adam", loss="mse")
+        >>> schedule = kt.schedules.Step(0.5, step_size=4, gamma=0.5)
+        >>> x = np.ones((64, 2), "float32")
+        >>> history = model.fit(
+        ...     x, x[:, :1], batch_size=16, epochs=3, verbose=0,
+        ...     callbacks=[kt.callbacks.ApplySchedule(schedule)],
+        ... )
+        >>> history.history["learning_rate"]
+        [0.5, 0.25, 0.125]
+    """
+
+    def __init__(self, schedule: LearningRateSchedule):
+        super().__init__()
+        if not isinstance(schedule, LearningRateSchedule):
+            reject("schedule", schedule, "a LearningRateSchedule")
+        self.schedule = schedule
+
+    def make_schedules(self, optimizer, steps_per_epoch):
+        """The schedule as it was given."""
+        return self.schedule, None
+
+
+class _EpochSchedule(ScheduleCallback):
+    """A schedule in epochs, which changes at every step."""
+
+    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+        """The schedule with steps for epochs."""
+        raise NotImplementedError
+
+    def make_schedules(self, optimizer, steps_per_epoch):
+        """The schedule with the length of an epoch put in."""
+        if steps_per_epoch is None:
+            raise ValueError(
+                f"{type(self).__name__} counts in epochs and cannot know how many "
+                "batches an epoch of these data has: pass steps_per_epoch to fit. "
+                "Received: steps_per_epoch=None"
+            )
+        return self.in_steps(steps_per_epoch), None
+
+
+class ExponentialSchedule(_EpochSchedule):
+    """Exponential scheduling: `initial * 0.1 ** (e / epochs)` after `e` epochs.
+
+    `e` counts parts of epochs too: the rate changes at every step.
+
+    Args:
+        initial: The learning rate at first.
+        epochs: Epochs in which it falls to a tenth.
+
+    Reference:
+        A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.
+    """
+
+    def __init__(self, initial: float, epochs: float):
+        super().__init__()
+        self.initial = check_positive("initial", initial)
+        self.epochs = check_positive("epochs", epochs)
+
+    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+        """Keras's `ExponentialDecay`."""
+        return ExponentialDecay(self.initial, self.epochs * steps_per_epoch, 0.1)
+
+
+class PowerSchedule(_EpochSchedule):
+    """Power scheduling: `initial / (1 + e / epochs) ** power` after `e` epochs.
+
+    `e` counts parts of epochs too: the rate changes at every step.
+
+    Args:
+        initial: The learning rate at first.
+        epochs: Epochs until `1 / 2 ** power` of it is left.
+        power: The exponent.
+
+    Reference:
+        A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.
+    """
+
+    def __init__(self, initial: float, epochs: float, power: float = 1.0):
+        super().__init__()
+        self.epochs = check_positive("epochs", epochs)
+        self._in_epochs = schedules.Power(initial, self.epochs, power)
+
+    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+        """`kt.schedules.Power`."""
+        unit = self._in_epochs
+        return schedules.Power(unit.initial, self.epochs * steps_per_epoch, unit.power)
+
+
+class PiecewiseConstantSchedule(_EpochSchedule):
+    """Constant learning rates that change at given epochs.
+
+    Args:
+        boundaries: Epochs at whose end the rate changes, increasing; parts of epochs
+            are rounded to a batch.
+        values: The rates, one more than the boundaries.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", loss="mse")
+        >>> x = np.ones((64, 2), "float32")
+        >>> steps = kt.callbacks.PiecewiseConstantSchedule([2, 3], [1, 0.5, 0.25])
+        >>> history = model.fit(
+        ...     x, x[:, :1], batch_size=16, epochs=4, verbose=0, callbacks=[steps]
+        ... )
+        >>> history.history["learning_rate"]
+        [1.0, 1.0, 0.5, 0.25]
+
+    Reference:
+        A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.
+    """
+
+    def __init__(self, boundaries: Sequence[float], values: Sequence[float]):
+        super().__init__()
+        self.boundaries = [check_positive("boundaries", b) for b in boundaries]
+        self.values = [check_positive("values", value) for value in values]
+        if sorted(set(self.boundaries)) != self.boundaries:
+            reject("boundaries", boundaries, "in increasing order")
+        if len(self.values) != len(self.boundaries) + 1:
+            reject("values", values, f"{len(self.boundaries) + 1} rates")
+
+    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+        """Keras's `PiecewiseConstantDecay`."""
+        # There, the step of the boundary itself still has the rate before.
+        last_steps = [round(b * steps_per_epoch) - 1 for b in self.boundaries]
+        return PiecewiseConstantDecay(last_steps, self.values)

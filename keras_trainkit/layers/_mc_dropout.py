@@ -1,0 +1,138 @@
+"""Dropout that stays on at inference."""
+
+import keras
+
+_register = keras.saving.register_keras_serializable(package="keras_trainkit")
+
+
+class _AlwaysOn:
+    """A mixin in front of one of Keras's dropout layers."""
+
+    def call(self, inputs, training=False):
+        return super().call(inputs, training=True)  # type: ignore[misc]
+
+
+@_register
+class MCDropout(_AlwaysOn, keras.layers.Dropout):
+    """Dropout that is active at inference too (Monte Carlo dropout).
+
+    In training it is `keras.layers.Dropout`. At inference it goes on dropping, so that
+    each prediction is a sample; `kt.uncertainty.mc_predict` draws many.
+
+    Args:
+        rate: Fraction of the inputs to drop, in `[0, 1]`.
+        noise_shape: As in `keras.layers.Dropout`.
+        seed: Integer seed of the masks.
+        **kwargs: For `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Input tensor of any rank.
+        training: Ignored.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> layer = kt.layers.MCDropout(0.5, seed=0)
+        >>> y = layer(np.ones((1, 1000), "float32"), training=False)
+        >>> np.unique(keras.ops.convert_to_numpy(y)).tolist()
+        [0.0, 2.0]
+
+    Reference:
+        Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
+        arXiv:1506.02142.
+    """
+
+
+@_register
+class MCAlphaDropout(_AlwaysOn, keras.layers.AlphaDropout):
+    """Alpha dropout that is active at inference too, for self-normalizing networks.
+
+    Args:
+        rate: As in `keras.layers.AlphaDropout`.
+        noise_shape: As in `keras.layers.AlphaDropout`.
+        seed: Integer seed of the masks.
+        **kwargs: For `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Input tensor of any rank.
+        training: Ignored.
+
+    Reference:
+        G. Klambauer et al., Self-Normalizing Neural Networks (2017), arXiv:1706.02515.
+    """
+
+
+@_register
+class MCGaussianDropout(_AlwaysOn, keras.layers.GaussianDropout):
+    """Gaussian dropout that is active at inference too.
+
+    Args:
+        rate: As in `keras.layers.GaussianDropout`.
+        seed: Integer seed of the noise.
+        **kwargs: For `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Input tensor of any rank.
+        training: Ignored.
+
+    Reference:
+        N. Srivastava et al., Dropout (2014), section 10.
+    """
+
+
+@_register
+class MCSpatialDropout1D(_AlwaysOn, keras.layers.SpatialDropout1D):
+    """Dropout of whole channels of `(batch, steps, channels)`, at inference too.
+
+    Args:
+        rate: As in `keras.layers.SpatialDropout1D`.
+        seed: Integer seed of the masks.
+        **kwargs: For `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor of shape `(batch, steps, channels)`.
+        training: Ignored.
+
+    Reference:
+        J. Tompson et al., Efficient Object Localization Using Convolutional Networks
+        (2014), arXiv:1411.4280.
+    """
+
+
+@_register
+class MCSpatialDropout2D(_AlwaysOn, keras.layers.SpatialDropout2D):
+    """Dropout of whole channels of images, at inference too.
+
+    Args:
+        rate: As in `keras.layers.SpatialDropout2D`.
+        data_format: As in `keras.layers.SpatialDropout2D`.
+        seed: Integer seed of the masks.
+        **kwargs: For `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor of rank 4.
+        training: Ignored.
+
+    Reference:
+        J. Tompson et al., Efficient Object Localization Using Convolutional Networks
+        (2014), arXiv:1411.4280.
+    """
+
+
+@_register
+class MCSpatialDropout3D(_AlwaysOn, keras.layers.SpatialDropout3D):
+    """Dropout of whole channels of volumes, at inference too.
+
+    Args:
+        rate: As in `keras.layers.SpatialDropout3D`.
+        data_format: As in `keras.layers.SpatialDropout3D`.
+        seed: Integer seed of the masks.
+        **kwargs: For `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: Tensor of rank 5.
+        training: Ignored.
+
+    Reference:
+        J. Tompson et al., Efficient Object Localization Using Convolutional Networks
+        (2014), arXiv:1411.4280.
+    """

@@ -1,0 +1,274 @@
+"""Find the learning rate: the range test."""
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit.optimizers import _exchange
+from keras_trainkit.schedules import Delay, Lambda
+
+# Standard deviation of the smoothing, in decades of the learning rate. A rate that is
+# wrong by less than its factor 2 trains alike, and wider kernels flatten the descent.
+_BANDWIDTH = 0.3
+# A loss this many times the lowest one, over what it began with, ends the test.
+_DIVERGED = 4.0
+
+
+@dataclass(frozen=True, repr=False)
+class LRFinderResult:
+    """A learning-rate range test.
+
+    Attributes:
+        lrs: The learning rate of each step, increasing.
+        losses: The loss of each step, on its own batch.
+        smoothed: The losses, smoothed over the logarithm of the rate.
+        suggestions: Rates by name: `"steepest"`, where the smoothed loss falls fastest
+            per decade; `"minimum"`, a tenth of the rate of the lowest smoothed loss.
+        suggestion: The rate to use, the steepest; None if the test found none.
+        verdict: `"clear"`, or what is wrong with the test and what to do.
+    """
+
+    lrs: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    suggestions: dict[str, float] = field(default_factory=dict)
+    suggestion: float | None = None
+    verdict: str = "clear"
+
+    def summary(self) -> str:
+        """The suggestion and the verdict in one line."""
+        rate = "none" if self.suggestion is None else f"{self.suggestion:.3g}"
+        return (
+            f"LRFinderResult(suggestion {rate}, verdict {self.verdict!r}, "
+            f"{len(self.lrs)} steps from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g})"
+        )
+
+    __repr__ = summary
+
+
+def find_lr(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    min_lr: float = 1e-7,
+    max_lr: float = 10.0,
+    num_steps: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> LRFinderResult:
+    """Find the learning rate with a range test, and leave the model as it was.
+
+    Trains for some steps while the learning rate grows exponentially from `min_lr` to
+    `max_lr`, stops where the loss explodes, and puts weights, optimizer, metrics and
+    seed generators back, so that a `fit` afterwards gives the same weights as without
+    the test.
+
+    Args:
+        model: A compiled model.
+        x: Inputs as an array (or a list or dict of arrays), or an iterable of batches
+            `(inputs, targets)` or `(inputs, targets, sample_weights)`, such as a
+            `tf.data.Dataset` or a PyTorch `DataLoader`; a generator is used up.
+        y: Targets, where `x` is an array.
+        min_lr: The first learning rate.
+        max_lr: The last learning rate.
+        num_steps: Number of steps, by default 100 to 300 by the size of the data.
+        batch_size: Rows of a batch where `x` is an array; 32 by default.
+        seed: Seed of the order of the rows where `x` is an array.
+
+    Returns:
+        An `LRFinderResult`.
+
+    Raises:
+        ValueError: If an argument is wrong or the model is not compiled.
+
+    Reference:
+        L. Smith, Cyclical Learning Rates for Training Neural Networks (2015),
+        arXiv:1506.01186, section 3.3.
+    """
+    check_positive("min_lr", min_lr)
+    check_positive("max_lr", max_lr)
+    if max_lr <= min_lr:
+        reject("max_lr", max_lr, f"> min_lr={min_lr:g}")
+    if not model.compiled:
+        reject("model", model.name, "compiled")
+    batches, length = _batches(x, y, batch_size, seed)
+    if num_steps is None:
+        num_steps = 100 if length is None else int(np.clip(length, 100, 300))
+    check_integer("num_steps", num_steps, minimum=10)
+
+    ratio = math.log(max_lr / min_lr) / (num_steps - 1)
+    schedule = Lambda(
+        lambda t: min_lr * keras.ops.exp(ratio * keras.ops.cast(t, "float32"))
+    )
+    lrs = min_lr * np.exp(ratio * np.arange(num_steps))
+    first = next(batches)
+    if not model.built:
+        model(first[0])
+    losses: list[float] = []
+    with _as_it_was(model):
+        begin = _exchange.batches_seen(model)
+        _exchange.replace(model, Delay(schedule, begin))
+        model.steps_per_execution = 1
+        for batch in _chain(first, batches, num_steps):
+            # Else the loss would be the mean over all batches so far.
+            model.reset_metrics()
+            logs = model.train_on_batch(*batch, return_dict=True)
+            losses.append(float(logs["loss"]))
+            if _exploded(losses):
+                break
+    return analyse(lrs[: len(losses)], losses)
+
+
+def analyse(lrs: Any, losses: Any) -> LRFinderResult:
+    """Suggest a learning rate from the losses of a range test.
+
+    The losses are smoothed by local linear regression over the logarithm of the rate,
+    with a Gaussian kernel; its slope is the descent per decade. Points from the first
+    loss on that is not finite, or far above the start, do not count.
+
+    Args:
+        lrs: Increasing learning rates.
+        losses: The loss at each.
+
+    Returns:
+        An `LRFinderResult` with the arrays that were given.
+
+    Raises:
+        ValueError: If the arrays do not fit, or have fewer than 10 points.
+    """
+    lrs, losses = np.asarray(lrs, float), np.asarray(losses, float)
+    if lrs.ndim != 1 or len(lrs) < 10 or np.any(np.diff(lrs) <= 0) or lrs[0] <= 0:
+        reject("lrs", lrs, "at least 10 positive learning rates in increasing order")
+    if losses.shape != lrs.shape:
+        reject("losses", losses.shape, f"of the shape of lrs, {lrs.shape}")
+    usable = _usable(losses)
+    if usable < 10:
+        return LRFinderResult(
+            lrs, losses, losses, verdict="diverges at min_lr: lower it"
+        )
+    decades = np.log10(lrs[:usable])
+    level, slope = _local_linear(decades, losses[:usable])
+    smoothed = np.concatenate([level, losses[usable:]])
+    lowest = int(np.argmin(level))
+    steepest = int(np.argmin(slope[: lowest + 1]))
+    noise = np.std(losses[:usable] - level)
+    descent = level[: lowest + 1].max() - level[lowest]
+    suggestions = {"steepest": lrs[steepest], "minimum": lrs[lowest] / 10}
+    verdict = "clear"
+    if descent < max(noise, 0.02 * abs(level[0])):
+        verdict = "no descent: the model does not learn at any rate"
+    elif lowest == usable - 1 == len(lrs) - 1 and slope[-1] < slope[steepest] / 2:
+        verdict = "still falling at max_lr: raise it"
+    elif descent < 3 * noise:
+        verdict = "noisy"
+    return LRFinderResult(
+        lrs,
+        losses,
+        smoothed,
+        {name: float(rate) for name, rate in suggestions.items()},
+        None if verdict.startswith("no descent") else float(lrs[steepest]),
+        verdict,
+    )
+
+
+def _usable(losses: np.ndarray) -> int:
+    """Number of points before the loss explodes."""
+    start = np.median(losses[:5])
+    if not np.isfinite(start):
+        return 0
+    bad = ~np.isfinite(losses) | (losses > _DIVERGED * max(start, 1e-12))
+    return int(np.argmax(bad)) if bad.any() else len(losses)
+
+
+def _exploded(losses: list[float]) -> bool:
+    if not math.isfinite(losses[-1]):
+        return True
+    return len(losses) > 10 and losses[-1] > 2 * _DIVERGED * float(
+        np.median(losses[:5])
+    )
+
+
+def _local_linear(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Level and slope of `y` at each `x`, by weighted least squares around it."""
+    offset = x[np.newaxis] - x[:, np.newaxis]
+    weight = np.exp(-0.5 * (offset / _BANDWIDTH) ** 2)
+    weight /= weight.sum(1, keepdims=True)
+    mean_x, mean_y = (weight * offset).sum(1), (weight * y).sum(1)
+    centred = offset - mean_x[:, np.newaxis]
+    slope = (weight * centred * y).sum(1) / (weight * centred**2).sum(1)
+    return mean_y - slope * mean_x, slope
+
+
+@contextlib.contextmanager
+def _as_it_was(model: keras.Model) -> Iterator[None]:
+    """Puts all state of a model back, whatever happens inside."""
+    optimizer, steps_per_execution = model.optimizer, model.steps_per_execution
+    variables = [*model.variables, *model.metrics_variables]
+    values = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    try:
+        yield
+    finally:
+        model.optimizer, model.steps_per_execution = optimizer, steps_per_execution
+        model.train_function = None
+        # For the metrics that the first batch made; the others follow.
+        model.reset_metrics()
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+def _batches(x, y, batch_size, seed) -> tuple[Iterator[tuple], int | None]:
+    if _is_arrays(x):
+        if y is None:
+            reject("y", None, "given where x is an array")
+        batch_size = check_integer("batch_size", batch_size or 32, minimum=1)
+        rows = len(keras.tree.flatten(x)[0])
+        return _array_batches(x, y, rows, batch_size, seed), -(-rows // batch_size)
+    if y is not None or batch_size is not None:
+        reject("y", y, "None (and batch_size too) where x yields batches")
+    if not isinstance(x, Iterable) and not hasattr(x, "__getitem__"):
+        reject("x", type(x), "an array or an iterable of batches")
+    length = len(x) if hasattr(x, "__len__") else None
+    return (tuple(batch) for batch in _again(x)), length
+
+
+def _again(data) -> Iterator[Any]:
+    """The batches of one pass after the other; one pass of a generator."""
+    while True:
+        count = 0
+        if hasattr(data, "__getitem__") and hasattr(data, "num_batches"):
+            for index in range(data.num_batches):
+                count += 1
+                yield data[index]
+            data.on_epoch_end()
+        else:
+            for batch in data:
+                count += 1
+                yield batch
+        if not count or iter(data) is data:
+            return
+
+
+def _is_arrays(x) -> bool:
+    return all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x))
+
+
+def _array_batches(x, y, rows, batch_size, seed) -> Iterator[tuple]:
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(rows)
+        for start in range(0, rows, batch_size):
+            chosen = order[start : start + batch_size]
+            yield keras.tree.map_structure(lambda a, c=chosen: np.asarray(a)[c], (x, y))
+
+
+def _chain(first, rest, limit: int) -> Iterator[tuple]:
+    yield first
+    for _, batch in zip(range(limit - 1), rest, strict=False):
+        yield batch

@@ -1,0 +1,113 @@
+"""Exchange a model's optimizer for one that follows schedules, and back."""
+
+from collections import defaultdict
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import reject
+from keras_trainkit._compat import backend_class, step_counter
+from keras_trainkit.optimizers import _momentum as optimizers
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+# From the classes that Keras instantiates, and our own, to those with a schedulable
+# momentum, and what it is called there.
+_SCHEDULABLE = {
+    cls: ours
+    for ours, theirs in (
+        (optimizers.SGD, keras.optimizers.SGD),
+        (optimizers.Adam, keras.optimizers.Adam),
+        (optimizers.AdamW, keras.optimizers.AdamW),
+        (optimizers.Nadam, keras.optimizers.Nadam),
+    )
+    for cls in (ours, backend_class(theirs))
+}
+
+
+def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimizer that updates the weights, inside a loss-scaling one if need be."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(
+        optimizer, getattr(keras.optimizers, "MultiOptimizer", ())
+    ):
+        reject("optimizer", optimizer, "a single Keras optimizer")
+    return optimizer
+
+
+def batches_seen(model: keras.Model) -> int:
+    """The count on which the schedules of the model's optimizer are evaluated."""
+    optimizer = core_optimizer(model)
+    return int(step_counter(optimizer)) if optimizer.built else 0
+
+
+def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
+    """What the optimizer calls its momentum; None if it cannot be scheduled."""
+    cls = _SCHEDULABLE.get(type(optimizer))
+    return cls._HYPERPARAMETER if cls else None
+
+
+def with_schedules(
+    model: keras.Model,
+    learning_rate: LearningRateSchedule,
+    momentum: LearningRateSchedule | None,
+) -> keras.optimizers.Optimizer:
+    """A copy of the model's optimizer, its state included, that follows schedules."""
+    optimizer = core_optimizer(model)
+    changes = {"learning_rate": learning_rate}
+    if momentum is None:
+        return _copy(model, optimizer, type(optimizer), changes)
+    changes[momentum_name(optimizer)] = momentum
+    return _copy(model, optimizer, _SCHEDULABLE[type(optimizer)], changes)
+
+
+def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optimizer:
+    """A copy of the model's SGD that has a velocity to keep."""
+    optimizer = core_optimizer(model)
+    return _copy(model, optimizer, type(optimizer), {"momentum": momentum})
+
+
+def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+    """Make `optimizer` the one that updates the model's weights in the next step."""
+    if hasattr(model.optimizer, "inner_optimizer"):
+        model.optimizer.inner_optimizer = optimizer
+    else:
+        model.optimizer = optimizer
+    # The compiled step holds the old one; `fit` makes a step where there is none.
+    model.train_function = None
+
+
+def replace(model: keras.Model, learning_rate: LearningRateSchedule) -> None:
+    """Give the model a whole new optimizer that follows a schedule.
+
+    Unlike `install`, it leaves the loss-scaling optimizer of mixed precision alone.
+    """
+    copy = with_schedules(model, learning_rate, None)
+    outer = model.optimizer
+    if outer is not core_optimizer(model):
+        scale = float(outer.dynamic_scale) if outer.built else outer.initial_scale
+        copy = keras.optimizers.LossScaleOptimizer(copy, initial_scale=scale)
+    model.optimizer = copy
+    model.train_function = None
+
+
+def carry_over(
+    source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer
+) -> None:
+    """Copy the counts and slots that both optimizers have; rates stay as they are."""
+    values = defaultdict(list)
+    for variable in source.variables:
+        values[variable.name].append(variable)
+    for variable in target.variables:
+        found = values[variable.name]
+        if variable.name != "learning_rate" and found:
+            # A copy, since JAX gives the old buffers up to the compiled step.
+            variable.assign(np.array(keras.ops.convert_to_numpy(found.pop(0))))
+
+
+def _copy(model, optimizer, cls, changes):
+    copy = cls.from_config({**optimizer.get_config(), **changes})
+    if optimizer.built:
+        copy.build(model.trainable_variables)
+        carry_over(optimizer, copy)
+    return copy

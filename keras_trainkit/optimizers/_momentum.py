@@ -1,0 +1,215 @@
+"""Optimizers whose momentum may be a schedule."""
+
+import keras
+from keras import ops
+
+from keras_trainkit._checks import reject
+from keras_trainkit._compat import backend_class, step_counter
+from keras_trainkit._types import Tensor
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+_register = keras.saving.register_keras_serializable(package="keras_trainkit")
+
+
+class _Scheduled:
+    """A mixin that lets one hyperparameter, `_HYPERPARAMETER`, be a schedule."""
+
+    _HYPERPARAMETER: str
+    _value: float | LearningRateSchedule
+    # The value within a step, so that it is computed once and not for each variable.
+    _current: Tensor | None = None
+
+    def _get(self) -> Tensor:
+        if not isinstance(self._value, LearningRateSchedule):
+            return self._value
+        if self._current is not None:
+            return self._current
+        return self._value(step_counter(self))
+
+    def _set(self, value: float | LearningRateSchedule) -> None:
+        if not isinstance(value, LearningRateSchedule) and callable(value):
+            reject(self._HYPERPARAMETER, value, "a number or a LearningRateSchedule")
+        self._value = value
+
+    @property
+    def momentum_schedule(self) -> LearningRateSchedule | None:
+        """The schedule of the momentum, or None where it is a constant."""
+        return self._value if isinstance(self._value, LearningRateSchedule) else None
+
+    @momentum_schedule.setter
+    def momentum_schedule(self, schedule: LearningRateSchedule) -> None:
+        # A step that is compiled already does not see the change.
+        self._set(schedule)
+
+    def apply(self, grads, trainable_variables=None):
+        """Update all variables, with the momentum of this step."""
+        if self.momentum_schedule is None:
+            return super().apply(grads, trainable_variables)  # type: ignore[misc]
+        self._current = self._value(step_counter(self))
+        try:
+            return super().apply(grads, trainable_variables)  # type: ignore[misc]
+        finally:
+            self._current = None
+
+    def get_config(self) -> dict:
+        config = super().get_config()  # type: ignore[misc]
+        schedule = self.momentum_schedule
+        if schedule is not None:
+            config[self._HYPERPARAMETER] = keras.optimizers.schedules.serialize(
+                schedule
+            )
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None):
+        value = config.get(cls._HYPERPARAMETER)
+        if isinstance(value, dict):
+            schedule = keras.saving.deserialize_keras_object(value, custom_objects)
+            config = {**config, cls._HYPERPARAMETER: schedule}
+        return super().from_config(config, custom_objects)  # type: ignore[misc]
+
+
+@_register
+class SGD(_Scheduled, backend_class(keras.optimizers.SGD)):  # type: ignore[misc]
+    """`keras.optimizers.SGD` whose `momentum` may be a schedule.
+
+    Args:
+        learning_rate: A float or a `LearningRateSchedule`.
+        momentum: A float in `[0, 1]` or a `LearningRateSchedule` of the batches seen.
+        nesterov: Whether to apply Nesterov momentum.
+        **kwargs: As in `keras.optimizers.SGD`.
+
+    Example:
+        >>> import keras_trainkit as kt
+        >>> optimizer = kt.optimizers.SGD(
+        ...     kt.schedules.OneCycle(0.1, total_steps=100),
+        ...     momentum=kt.schedules.OneCycleMomentum(total_steps=100),
+        ... )
+        >>> round(float(optimizer.momentum), 4)
+        0.95
+
+    Reference:
+        L. Smith, A disciplined approach to neural network hyper-parameters (2018),
+        arXiv:1803.09820, section 4.3.
+    """
+
+    _HYPERPARAMETER = "momentum"
+
+    def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=False, **kwargs):
+        # Keras wants a float; any but 0 gets the slots.
+        scheduled = isinstance(momentum, LearningRateSchedule)
+        super().__init__(
+            learning_rate,
+            momentum=1.0 if scheduled else momentum,
+            nesterov=nesterov,
+            **kwargs,
+        )
+        self.momentum = momentum
+
+    @property
+    def momentum(self):
+        """The momentum of the current step."""
+        value = self._get()
+        if self.momentum_schedule is None or keras.backend.backend() != "torch":
+            return value
+        # Keras's update for PyTorch leaves the velocity alone where momentum == 0.
+        return max(float(value), 1e-30)
+
+    @momentum.setter
+    def momentum(self, value):
+        self._set(value)
+
+    def build(self, variables):
+        """Make the slots, the velocity too where the momentum is a schedule."""
+        schedule, self._value = self._value, 1.0 if self._value else 0.0
+        try:
+            super().build(variables)
+        finally:
+            self._value = schedule
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable."""
+        if self.momentum_schedule is None:
+            super().update_step(gradient, variable, learning_rate)
+            return
+        rate = ops.cast(learning_rate, variable.dtype)
+        momentum = ops.cast(self.momentum, variable.dtype)
+        step = rate * ops.cast(gradient, variable.dtype)
+        velocity = self.momentums[self._get_variable_index(variable)]
+        self.assign(velocity, momentum * velocity - step)
+        if self.nesterov:
+            self.assign_add(variable, momentum * velocity - step)
+        else:
+            self.assign_add(variable, velocity)
+
+
+class _ScheduledBeta(_Scheduled):
+    """The members of Adam's family, whose momentum is `beta_1`."""
+
+    _HYPERPARAMETER = "beta_1"
+
+    @property
+    def beta_1(self):
+        """The first moment's decay at the current step."""
+        value = self._get()
+        if self.momentum_schedule is None or keras.backend.backend() != "torch":
+            return value
+        return float(value)
+
+    @beta_1.setter
+    def beta_1(self, value):
+        self._set(value)
+
+
+@_register
+class Adam(_ScheduledBeta, backend_class(keras.optimizers.Adam)):  # type: ignore[misc]
+    """`keras.optimizers.Adam` whose `beta_1` may be a schedule.
+
+    The bias correction at step `t` is `1 - beta_1(t) ** t`, the formula for a constant
+    with the current value, as in PyTorch's Adam when `OneCycleLR` cycles its momentum.
+
+    Args:
+        learning_rate: A float or a `LearningRateSchedule`.
+        beta_1: A float or a `LearningRateSchedule` of the batches seen.
+        **kwargs: As in `keras.optimizers.Adam`.
+
+    Example:
+        >>> import keras_trainkit as kt
+        >>> momentum = kt.schedules.OneCycleMomentum(total_steps=100)
+        >>> round(float(kt.optimizers.Adam(1e-3, beta_1=momentum).beta_1), 4)
+        0.95
+
+    Reference:
+        D. Kingma and J. Ba, Adam (2014), arXiv:1412.6980, algorithm 1.
+    """
+
+
+@_register
+class AdamW(_ScheduledBeta, backend_class(keras.optimizers.AdamW)):  # type: ignore[misc]
+    """`keras.optimizers.AdamW` whose `beta_1` may be a schedule.
+
+    Args:
+        learning_rate: A float or a `LearningRateSchedule`.
+        weight_decay: Fraction of the weights, times the rate, to take off each step.
+        beta_1: A float or a `LearningRateSchedule` of the batches seen.
+        **kwargs: As in `keras.optimizers.AdamW`.
+
+    Reference:
+        I. Loshchilov and F. Hutter, Decoupled Weight Decay Regularization (2017),
+        arXiv:1711.05101.
+    """
+
+
+@_register
+class Nadam(_ScheduledBeta, backend_class(keras.optimizers.Nadam)):  # type: ignore[misc]
+    """`keras.optimizers.Nadam` whose `beta_1` may be a schedule.
+
+    Args:
+        learning_rate: A float or a `LearningRateSchedule`.
+        beta_1: A float or a `LearningRateSchedule` of the batches seen.
+        **kwargs: As in `keras.optimizers.Nadam`.
+
+    Reference:
+        T. Dozat, Incorporating Nesterov Momentum into Adam (2016).
+    """

@@ -1,0 +1,84 @@
+"""What every schedule shares: exact steps, and schedules inside schedules."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainkit._checks import reject
+from keras_trainkit._types import Tensor
+
+LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+def register(cls):
+    """Make a schedule loadable from a `.keras` file."""
+    return keras.saving.register_keras_serializable(package="keras_trainkit")(cls)
+
+
+def as_step(step: Any) -> Tensor:
+    """The step as a tensor, an integer one where it was an integer.
+
+    A float32 cannot tell 2**24 from 2**24 + 1, so sums and differences of steps are
+    taken on integers.
+    """
+    if isinstance(step, int):
+        return ops.convert_to_tensor(step, "int32")
+    return ops.convert_to_tensor(step)
+
+
+def steps_since(step: Tensor, start: float) -> Tensor:
+    """`step - start` as a float, exact where it is small, whatever the step."""
+    whole = math.floor(start)
+    return ops.cast(step - whole, "float32") - (start - whole)
+
+
+def way(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
+    """The parts of the way from `start` to `end` behind and ahead, in [0, 1]."""
+    length = end - start
+    behind = ops.clip(steps_since(step, start) / length, 0.0, 1.0)
+    ahead = ops.clip(-steps_since(step, end) / length, 0.0, 1.0)
+    return behind, ahead
+
+
+def check_schedule(name: str, schedule: Any) -> LearningRateSchedule:
+    """Return `schedule`, or raise unless it is one."""
+    if not isinstance(schedule, LearningRateSchedule):
+        reject(name, schedule, "a LearningRateSchedule")
+    return schedule
+
+
+def serialize(schedule: LearningRateSchedule) -> dict:
+    """A schedule as part of another's config."""
+    return keras.optimizers.schedules.serialize(schedule)
+
+
+def deserialize(config: Any) -> LearningRateSchedule:
+    """The schedule of a config; one that is a schedule already stays."""
+    if isinstance(config, LearningRateSchedule):
+        return config
+    return keras.saving.deserialize_keras_object(config)
+
+
+Anneal = Callable[[float, float, Tensor, Tensor], Tensor]
+
+
+def linear(start: float, end: float, behind: Tensor, ahead: Tensor) -> Tensor:
+    """Straight from `start` to `end`; `behind` and `ahead` are the parts of the way."""
+    low, share = (start, behind) if start < end else (end, ahead)
+    return low + abs(end - start) * share
+
+
+def cosine(start: float, end: float, behind: Tensor, ahead: Tensor) -> Tensor:
+    """Half a cosine from `start` to `end`.
+
+    `(1 - cos(pi p)) / 2 = sin(pi p / 2)**2`, counted from the lower end, keeps the
+    digits of a rate near an end that is orders of magnitude below the other.
+    """
+    low, share = (start, behind) if start < end else (end, ahead)
+    return low + abs(end - start) * ops.square(ops.sin(math.pi / 2 * share))
+
+
+ANNEALS: dict[str, Anneal] = {"cos": cosine, "linear": linear}
