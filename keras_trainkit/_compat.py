@@ -4,10 +4,12 @@ Each entry says why the public API does not do, and on which Keras versions it w
 tried.
 """
 
+from typing import Any
+
 import keras
 
 
-def backend_class(cls: type) -> type:
+def backend_class(cls: Any) -> Any:
     """The class that Keras really instantiates for one of its optimizers.
 
     On PyTorch, `keras.optimizers.Adam(...)` makes an object of a private subclass that

@@ -7,3 +7,6 @@ Tensor: TypeAlias = Any
 
 Shape: TypeAlias = tuple[int | None, ...]
 """A tensor shape; `None` stands for an axis whose size is not known."""
+
+Schedule: TypeAlias = Any
+"""A `keras.optimizers.schedules.LearningRateSchedule`; Keras ships no types."""

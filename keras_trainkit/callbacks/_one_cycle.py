@@ -87,7 +87,7 @@ class OneCycle(ScheduleCallback):
             "anneal": anneal,
             "three_phase": three_phase,
         }
-        self._factors = {
+        self._factors: dict[str, Any] = {
             "div_factor": div_factor,
             "final_div_factor": final_div_factor,
         }

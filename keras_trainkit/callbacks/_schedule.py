@@ -4,10 +4,9 @@ from typing import Any
 
 import keras
 
+from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers import _exchange
 from keras_trainkit.schedules import Delay
-
-LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 class ScheduleCallback(keras.callbacks.Callback):
@@ -25,11 +24,12 @@ class ScheduleCallback(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self._original: keras.optimizers.Optimizer | None = None
+        self._schedules: tuple[Schedule, Schedule | None] = (None, None)
         self._training = False
 
     def make_schedules(
         self, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int | None
-    ) -> tuple[LearningRateSchedule, LearningRateSchedule | None]:
+    ) -> tuple[Schedule, Schedule | None]:
         """The schedules of the learning rate and, if wanted, of the momentum.
 
         Args:

@@ -7,6 +7,7 @@ from keras.optimizers.schedules import ExponentialDecay, PiecewiseConstantDecay
 
 from keras_trainkit import schedules
 from keras_trainkit._checks import check_positive, reject
+from keras_trainkit._types import Schedule
 from keras_trainkit.callbacks._schedule import ScheduleCallback
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
@@ -36,7 +37,7 @@ class ApplySchedule(ScheduleCallback):
         [0.5, 0.25, 0.125]
     """
 
-    def __init__(self, schedule: LearningRateSchedule):
+    def __init__(self, schedule: Schedule):
         super().__init__()
         if not isinstance(schedule, LearningRateSchedule):
             reject("schedule", schedule, "a LearningRateSchedule")
@@ -50,7 +51,7 @@ class ApplySchedule(ScheduleCallback):
 class _EpochSchedule(ScheduleCallback):
     """A schedule in epochs, which changes at every step."""
 
-    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+    def in_steps(self, steps_per_epoch: int) -> Schedule:
         """The schedule with steps for epochs."""
         raise NotImplementedError
 
@@ -83,7 +84,7 @@ class ExponentialSchedule(_EpochSchedule):
         self.initial = check_positive("initial", initial)
         self.epochs = check_positive("epochs", epochs)
 
-    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+    def in_steps(self, steps_per_epoch: int) -> Schedule:
         """Keras's `ExponentialDecay`."""
         return ExponentialDecay(self.initial, self.epochs * steps_per_epoch, 0.1)
 
@@ -107,7 +108,7 @@ class PowerSchedule(_EpochSchedule):
         self.epochs = check_positive("epochs", epochs)
         self._in_epochs = schedules.Power(initial, self.epochs, power)
 
-    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+    def in_steps(self, steps_per_epoch: int) -> Schedule:
         """`kt.schedules.Power`."""
         unit = self._in_epochs
         return schedules.Power(unit.initial, self.epochs * steps_per_epoch, unit.power)
@@ -146,7 +147,7 @@ class PiecewiseConstantSchedule(_EpochSchedule):
         if len(self.values) != len(self.boundaries) + 1:
             reject("values", values, f"{len(self.boundaries) + 1} rates")
 
-    def in_steps(self, steps_per_epoch: int) -> LearningRateSchedule:
+    def in_steps(self, steps_per_epoch: int) -> Schedule:
         """Keras's `PiecewiseConstantDecay`."""
         # There, the step of the boundary itself still has the rate before.
         last_steps = [round(b * steps_per_epoch) - 1 for b in self.boundaries]

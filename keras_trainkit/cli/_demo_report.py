@@ -110,6 +110,9 @@ def _certainty(results: Results) -> list[str]:
         "",
         "![The most and the least certain test images](certainty.png)",
         "",
+        "Above, the images it is surest of; below, the others. The title is the true "
+        "class; its bar is green, that of a wrong first guess red.",
+        "",
     ]
 
 

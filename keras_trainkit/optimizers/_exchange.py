@@ -7,9 +7,8 @@ import numpy as np
 
 from keras_trainkit._checks import reject
 from keras_trainkit._compat import backend_class, step_counter
+from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers import _momentum as optimizers
-
-LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
 # From the classes that Keras instantiates, and our own, to those with a schedulable
 # momentum, and what it is called there.
@@ -49,16 +48,18 @@ def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
 
 def with_schedules(
     model: keras.Model,
-    learning_rate: LearningRateSchedule,
-    momentum: LearningRateSchedule | None,
+    learning_rate: Schedule,
+    momentum: Schedule | None,
 ) -> keras.optimizers.Optimizer:
     """A copy of the model's optimizer, its state included, that follows schedules."""
     optimizer = core_optimizer(model)
-    changes = {"learning_rate": learning_rate}
     if momentum is None:
-        return _copy(model, optimizer, type(optimizer), changes)
-    changes[momentum_name(optimizer)] = momentum
-    return _copy(model, optimizer, _SCHEDULABLE[type(optimizer)], changes)
+        return _copy(
+            model, optimizer, type(optimizer), {"learning_rate": learning_rate}
+        )
+    cls = _SCHEDULABLE[type(optimizer)]
+    changes = {"learning_rate": learning_rate, cls._HYPERPARAMETER: momentum}
+    return _copy(model, optimizer, cls, changes)
 
 
 def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optimizer:
@@ -77,7 +78,7 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     model.train_function = None
 
 
-def replace(model: keras.Model, learning_rate: LearningRateSchedule) -> None:
+def replace(model: keras.Model, learning_rate: Schedule) -> None:
     """Give the model a whole new optimizer that follows a schedule.
 
     Unlike `install`, it leaves the loss-scaling optimizer of mixed precision alone.

@@ -5,7 +5,7 @@ from keras import ops
 
 from keras_trainkit._checks import reject
 from keras_trainkit._compat import backend_class, step_counter
-from keras_trainkit._types import Tensor
+from keras_trainkit._types import Schedule, Tensor
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -16,7 +16,7 @@ class _Scheduled:
     """A mixin that lets one hyperparameter, `_HYPERPARAMETER`, be a schedule."""
 
     _HYPERPARAMETER: str
-    _value: float | LearningRateSchedule
+    _value: float | Schedule
     # The value within a step, so that it is computed once and not for each variable.
     _current: Tensor | None = None
 
@@ -27,26 +27,27 @@ class _Scheduled:
             return self._current
         return self._value(step_counter(self))
 
-    def _set(self, value: float | LearningRateSchedule) -> None:
+    def _set(self, value: float | Schedule) -> None:
         if not isinstance(value, LearningRateSchedule) and callable(value):
             reject(self._HYPERPARAMETER, value, "a number or a LearningRateSchedule")
         self._value = value
 
     @property
-    def momentum_schedule(self) -> LearningRateSchedule | None:
+    def momentum_schedule(self) -> Schedule | None:
         """The schedule of the momentum, or None where it is a constant."""
         return self._value if isinstance(self._value, LearningRateSchedule) else None
 
     @momentum_schedule.setter
-    def momentum_schedule(self, schedule: LearningRateSchedule) -> None:
+    def momentum_schedule(self, schedule: Schedule) -> None:
         # A step that is compiled already does not see the change.
         self._set(schedule)
 
     def apply(self, grads, trainable_variables=None):
         """Update all variables, with the momentum of this step."""
-        if self.momentum_schedule is None:
+        schedule = self.momentum_schedule
+        if schedule is None:
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
-        self._current = self._value(step_counter(self))
+        self._current = schedule(step_counter(self))
         try:
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         finally:

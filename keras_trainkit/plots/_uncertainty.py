@@ -15,7 +15,7 @@ def uncertain_images(
     labels: np.ndarray,
     class_names: Sequence[str],
     columns: int = 6,
-) -> "np.ndarray[tuple[int, int], np.dtype[np.object_]]":
+) -> np.ndarray:
     """Show images, each above bars of its most probable classes.
 
     Args:
@@ -32,7 +32,7 @@ def uncertain_images(
     from matplotlib import pyplot
 
     rows = -(-len(images) // columns)
-    figure, axes = pyplot.subplots(
+    _, axes = pyplot.subplots(
         2 * rows,
         columns,
         figsize=(1.7 * columns, 3.0 * rows),

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._types import Tensor
+from keras_trainkit._types import Schedule, Tensor
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -43,19 +43,19 @@ def way(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
     return behind, ahead
 
 
-def check_schedule(name: str, schedule: Any) -> LearningRateSchedule:
+def check_schedule(name: str, schedule: Any) -> Schedule:
     """Return `schedule`, or raise unless it is one."""
     if not isinstance(schedule, LearningRateSchedule):
         reject(name, schedule, "a LearningRateSchedule")
     return schedule
 
 
-def serialize(schedule: LearningRateSchedule) -> dict:
+def serialize(schedule: Schedule) -> dict:
     """A schedule as part of another's config."""
     return keras.optimizers.schedules.serialize(schedule)
 
 
-def deserialize(config: Any) -> LearningRateSchedule:
+def deserialize(config: Any) -> Schedule:
     """The schedule of a config; one that is a schedule already stays."""
     if isinstance(config, LearningRateSchedule):
         return config

@@ -11,7 +11,7 @@ from keras_trainkit._checks import (
     check_integer,
     reject,
 )
-from keras_trainkit._types import Tensor
+from keras_trainkit._types import Schedule, Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
 from keras_trainkit.schedules._decay import check_increasing
@@ -71,7 +71,7 @@ class Delay(LearningRateSchedule):
         [1.0, 1.0, 0.5, 0.0]
     """
 
-    def __init__(self, schedule: LearningRateSchedule, steps: int):
+    def __init__(self, schedule: Schedule, steps: int):
         self.schedule = _base.check_schedule("schedule", _base.deserialize(schedule))
         self.steps = check_integer("steps", steps, minimum=-(2**31))
 
@@ -107,7 +107,7 @@ class Warmup(LearningRateSchedule):
 
     def __init__(
         self,
-        schedule: LearningRateSchedule,
+        schedule: Schedule,
         warmup_steps: int,
         start_factor: float = 0.0,
     ):
@@ -132,7 +132,7 @@ class Warmup(LearningRateSchedule):
 class _Several(LearningRateSchedule):
     """What the compositions of several schedules share."""
 
-    def __init__(self, schedules: Sequence[LearningRateSchedule]):
+    def __init__(self, schedules: Sequence[Schedule]):
         self.schedules = [
             _base.check_schedule("schedules", _base.deserialize(schedule))
             for schedule in schedules
@@ -164,9 +164,7 @@ class Sequential(_Several):
         PyTorch's `SequentialLR`.
     """
 
-    def __init__(
-        self, schedules: Sequence[LearningRateSchedule], boundaries: Sequence[int]
-    ):
+    def __init__(self, schedules: Sequence[Schedule], boundaries: Sequence[int]):
         super().__init__(schedules)
         self.boundaries = (
             check_increasing("boundaries", boundaries) if len(boundaries) else []

@@ -1,6 +1,7 @@
 """Monte Carlo dropout."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,7 +10,7 @@ from keras_trainkit import layers
 from keras_trainkit._checks import check_integer, reject
 
 # From each of Keras's dropouts to the one that stays on.
-_ALWAYS_ON = {
+_ALWAYS_ON: dict[type, type] = {
     keras.layers.Dropout: layers.MCDropout,
     keras.layers.AlphaDropout: layers.MCAlphaDropout,
     keras.layers.GaussianDropout: layers.MCGaussianDropout,
@@ -46,9 +47,9 @@ class MCPrediction:
     def summary(self) -> str:
         """The shapes and the mean uncertainties in one line."""
         return (
-            f"MCPrediction({self.num_samples} samples of {len(self.mean)} rows, mean "
-            f"predictive entropy {self.predictive_entropy.mean():.3g} nats, mean mutual "
-            f"information {self.mutual_information.mean():.3g} nats)"
+            f"MCPrediction({self.num_samples} samples of {len(self.mean)} rows; in the "
+            f"mean, predictive entropy {self.predictive_entropy.mean():.3g} nats, "
+            f"mutual information {self.mutual_information.mean():.3g} nats)"
         )
 
     __repr__ = summary
@@ -74,12 +75,12 @@ def to_mc(model: keras.Model) -> keras.Model:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
         arXiv:1506.02142.
     """
-    live = 0
+    live: list[str] = []
 
     def always_on(layer):
-        nonlocal live
-        cls = _ALWAYS_ON.get(type(layer), type(layer))
-        live += cls in _ALWAYS_ON.values()
+        cls: Any = _ALWAYS_ON.get(type(layer), type(layer))
+        if cls in _ALWAYS_ON.values():
+            live.append(layer.name)
         return cls.from_config(layer.get_config())
 
     try:
@@ -153,7 +154,10 @@ def mc_predict(
 
 def _sample_batch(model, x, num_samples, keep_samples):
     """Moments by Welford's update, so that the samples need not be kept."""
-    mean = squares = entropy = votes = 0.0
+    mean: Any = 0.0
+    squares: Any = 0.0
+    entropy: Any = 0.0
+    votes: Any = 0.0
     kept = []
     for count in range(1, num_samples + 1):
         sample = np.asarray(model.predict_on_batch(x), np.float64)
