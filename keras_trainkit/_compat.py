@@ -28,3 +28,18 @@ def step_counter(optimizer: keras.optimizers.Optimizer):
     variable. Tried on Keras 3.13 and 3.15.
     """
     return optimizer.variables[0]
+
+
+def torch_rng_state(state: Any = None) -> Any:
+    """Return PyTorch's random state, or set it; None on the other backends.
+
+    There, layers without a seed draw from PyTorch's own generator, not from a
+    `keras.random.SeedGenerator`. Tried on Keras 3.13 and 3.15.
+    """
+    if keras.backend.backend() != "torch":
+        return None
+    import torch
+
+    if state is not None:
+        torch.set_rng_state(state)
+    return torch.get_rng_state()

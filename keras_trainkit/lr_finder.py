@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._compat import torch_rng_state
 from keras_trainkit.optimizers import _exchange
 from keras_trainkit.schedules import Delay, Lambda
 
@@ -30,7 +31,8 @@ class LRFinderResult:
         smoothed: The losses, smoothed over the logarithm of the rate.
         suggestions: Rates by name: `"steepest"`, where the smoothed loss falls fastest
             per decade; `"minimum"`, a tenth of the rate of the lowest smoothed loss.
-        suggestion: The rate to use, the steepest; None if the test found none.
+        suggestion: The rate to use, `"minimum"`; None if the test found none. It suits
+            the peak of one cycle; for a constant rate, `"steepest"` is the safer one.
         verdict: `"clear"`, or what is wrong with the test and what to do.
     """
 
@@ -67,8 +69,7 @@ def find_lr(
 
     Trains for some steps while the learning rate grows exponentially from `min_lr` to
     `max_lr`, stops where the loss explodes, and puts weights, optimizer, metrics and
-    seed generators back, so that a `fit` afterwards gives the same weights as without
-    the test.
+    seed generators back, also after an error or Ctrl-C.
 
     Args:
         model: A compiled model.
@@ -100,7 +101,7 @@ def find_lr(
         reject("model", model.name, "compiled")
     batches, length = _batches(x, y, batch_size, seed)
     if num_steps is None:
-        num_steps = 100 if length is None else int(np.clip(length, 100, 300))
+        num_steps = _default_steps(length)
     check_integer("num_steps", num_steps, minimum=10)
 
     ratio = math.log(max_lr / min_lr) / (num_steps - 1)
@@ -154,28 +155,35 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
             lrs, losses, losses, verdict="diverges at min_lr: lower it"
         )
     decades = np.log10(lrs[:usable])
-    level, slope = _local_linear(decades, losses[:usable])
+    level, slope, unit_error = _local_linear(decades, losses[:usable])
     smoothed = np.concatenate([level, losses[usable:]])
     lowest = int(np.argmin(level))
     steepest = int(np.argmin(slope[: lowest + 1]))
-    noise = np.std(losses[:usable] - level)
-    descent = level[: lowest + 1].max() - level[lowest]
     suggestions = {"steepest": lrs[steepest], "minimum": lrs[lowest] / 10}
+    noise = max(float(np.std(losses[:usable] - level)), 1e-12)
+    # The steepest slope in standard errors: of pure noise it hardly passes 4.
+    evidence = -slope[steepest] / (noise * unit_error[steepest])
+    descent = level[: lowest + 1].max() - level[lowest]
     verdict = "clear"
-    if descent < max(noise, 0.02 * abs(level[0])):
+    if evidence < 4 or descent < 0.02 * abs(level[0]):
         verdict = "no descent: the model does not learn at any rate"
     elif lowest == usable - 1 == len(lrs) - 1 and slope[-1] < slope[steepest] / 2:
         verdict = "still falling at max_lr: raise it"
-    elif descent < 3 * noise:
+    elif evidence < 8:
         verdict = "noisy"
     return LRFinderResult(
         lrs,
         losses,
         smoothed,
         {name: float(rate) for name, rate in suggestions.items()},
-        None if verdict.startswith("no descent") else float(lrs[steepest]),
+        None if verdict.startswith("no descent") else float(lrs[lowest] / 10),
         verdict,
     )
+
+
+def _default_steps(batches: int | None) -> int:
+    """An epoch, but no fewer than 100 steps and no more than 300."""
+    return 100 if batches is None else int(np.clip(batches, 100, 300))
 
 
 def _usable(losses: np.ndarray) -> int:
@@ -195,15 +203,21 @@ def _exploded(losses: list[float]) -> bool:
     )
 
 
-def _local_linear(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Level and slope of `y` at each `x`, by weighted least squares around it."""
+def _local_linear(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Level and slope of `y` at each `x`, by weighted least squares around it.
+
+    Returns:
+        The levels, the slopes, and the slopes' standard errors for noise of 1.
+    """
     offset = x[np.newaxis] - x[:, np.newaxis]
     weight = np.exp(-0.5 * (offset / _BANDWIDTH) ** 2)
     weight /= weight.sum(1, keepdims=True)
     mean_x, mean_y = (weight * offset).sum(1), (weight * y).sum(1)
-    centred = offset - mean_x[:, np.newaxis]
-    slope = (weight * centred * y).sum(1) / (weight * centred**2).sum(1)
-    return mean_y - slope * mean_x, slope
+    centred = weight * (offset - mean_x[:, np.newaxis])
+    spread = (centred * offset).sum(1)
+    slope = (centred * y).sum(1) / spread
+    unit_error = np.sqrt((centred**2).sum(1)) / spread
+    return mean_y - slope * mean_x, slope, unit_error
 
 
 @contextlib.contextmanager
@@ -212,9 +226,11 @@ def _as_it_was(model: keras.Model) -> Iterator[None]:
     optimizer, steps_per_execution = model.optimizer, model.steps_per_execution
     variables = [*model.variables, *model.metrics_variables]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    rng_state = torch_rng_state()
     try:
         yield
     finally:
+        torch_rng_state(rng_state)
         model.optimizer, model.steps_per_execution = optimizer, steps_per_execution
         model.train_function = None
         # For the metrics that the first batch made; the others follow.
@@ -224,39 +240,45 @@ def _as_it_was(model: keras.Model) -> Iterator[None]:
 
 
 def _batches(x, y, batch_size, seed) -> tuple[Iterator[tuple], int | None]:
-    if _is_arrays(x):
+    if y is not None or hasattr(x, "shape"):
         if y is None:
             reject("y", None, "given where x is an array")
         batch_size = check_integer("batch_size", batch_size or 32, minimum=1)
         rows = len(keras.tree.flatten(x)[0])
         return _array_batches(x, y, rows, batch_size, seed), -(-rows // batch_size)
-    if y is not None or batch_size is not None:
-        reject("y", y, "None (and batch_size too) where x yields batches")
-    if not isinstance(x, Iterable) and not hasattr(x, "__getitem__"):
+    if batch_size is not None:
+        reject("batch_size", batch_size, "None where x yields batches")
+    if not isinstance(x, Iterable | keras.utils.PyDataset):
         reject("x", type(x), "an array or an iterable of batches")
+    if isinstance(x, keras.utils.PyDataset):
+        x = _PyDatasetBatches(x)
     length = len(x) if hasattr(x, "__len__") else None
     return (tuple(batch) for batch in _again(x)), length
 
 
-def _again(data) -> Iterator[Any]:
-    """The batches of one pass after the other; one pass of a generator."""
+class _PyDatasetBatches:
+    """A `PyDataset` as a list of batches."""
+
+    def __init__(self, data: keras.utils.PyDataset):
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._data.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self._data[index] for index in range(len(self)))
+        self._data.on_epoch_end()
+
+
+def _again(batches: Iterable) -> Iterator[Any]:
+    """One pass after the other; one alone where the batches can be had only once."""
     while True:
-        count = 0
-        if hasattr(data, "__getitem__") and hasattr(data, "num_batches"):
-            for index in range(data.num_batches):
-                count += 1
-                yield data[index]
-            data.on_epoch_end()
-        else:
-            for batch in data:
-                count += 1
-                yield batch
-        if not count or iter(data) is data:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty or iter(batches) is batches:
             return
-
-
-def _is_arrays(x) -> bool:
-    return all(hasattr(leaf, "shape") for leaf in keras.tree.flatten(x))
 
 
 def _array_batches(x, y, rows, batch_size, seed) -> Iterator[tuple]:

@@ -55,7 +55,7 @@ class MCPrediction:
     __repr__ = summary
 
 
-def to_mc(model: keras.Model) -> keras.Model:
+def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Copy a model with every dropout layer active at inference.
 
     BatchNorm and all else stay in inference mode. The copy has the same weights and
@@ -64,6 +64,8 @@ def to_mc(model: keras.Model) -> keras.Model:
     Args:
         model: A Sequential or Functional model, with nested ones if need be; it is not
             changed.
+        seed: Integer seed of the masks, from which each layer gets its own; by default
+            the layers keep the seeds they have.
 
     Returns:
         The copy.
@@ -75,13 +77,20 @@ def to_mc(model: keras.Model) -> keras.Model:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
         arXiv:1506.02142.
     """
+    if seed is not None:
+        check_integer("seed", seed, minimum=0)
     live: list[str] = []
 
     def always_on(layer):
         cls: Any = _ALWAYS_ON.get(type(layer), type(layer))
+        config = layer.get_config()
         if cls in _ALWAYS_ON.values():
             live.append(layer.name)
-        return cls.from_config(layer.get_config())
+            if seed is not None:
+                sequence = np.random.SeedSequence([seed, len(live)])
+                # Keras wants a signed 32-bit integer.
+                config["seed"] = int(sequence.generate_state(1)[0] >> 1)
+        return cls.from_config(config)
 
     try:
         copy = keras.models.clone_model(model, clone_function=always_on, recursive=True)
@@ -128,9 +137,7 @@ def mc_predict(
     """
     check_integer("num_samples", num_samples, minimum=1)
     batch_size = check_integer("batch_size", batch_size or 1024, minimum=1)
-    sampler = to_mc(model)
-    if seed is not None:
-        _reseed(sampler, check_integer("seed", seed, minimum=0))
+    sampler = to_mc(model, seed)
     x = np.asarray(x)
     parts = [
         _sample_batch(sampler, x[start : start + batch_size], num_samples, keep_samples)
@@ -173,9 +180,3 @@ def _sample_batch(model, x, num_samples, keep_samples):
 
 def _entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(-1)
-
-
-def _reseed(model: keras.Model, seed: int) -> None:
-    for number, variable in enumerate(model.non_trainable_variables):
-        if variable.name == "seed_generator_state":
-            variable.assign(np.array([seed, number], dtype=variable.dtype))

@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+import keras_trainkit as kt
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    pyplot.close("all")
+
+
+def test_lr_finder_marks_every_suggestion():
+    lrs = np.logspace(-5, 0, 60)
+    losses = 2 - np.tanh(np.log10(lrs) + 3)
+    result = kt.lr_finder.analyse(lrs, losses)
+    ax = kt.plots.lr_finder(result)
+    assert ax.get_xscale() == "log"
+    curves = ax.get_lines()
+    np.testing.assert_array_equal(curves[0].get_ydata(), losses)
+    np.testing.assert_array_equal(curves[1].get_ydata(), result.smoothed)
+    marked = {line.get_xdata()[0] for line in curves[2:]}
+    assert marked == set(result.suggestions.values())
+    assert ax.get_title() == result.verdict
+
+
+def test_schedule_has_the_momentum_on_the_right():
+    ax = kt.plots.schedule([0.1, 0.2], [0.9, 0.8])
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [0.1, 0.2])
+    right = next(other for other in ax.figure.axes if other is not ax)
+    np.testing.assert_array_equal(right.get_lines()[0].get_ydata(), [0.9, 0.8])
+
+
+def test_learning_curves_count_epochs_from_1():
+    history = {"loss": [3, 2], "val_loss": [4, 3], "accuracy": [0.1, 0.2]}
+    ax = kt.plots.learning_curves(history)
+    assert [line.get_label() for line in ax.get_lines()] == ["training", "validation"]
+    np.testing.assert_array_equal(ax.get_lines()[1].get_xdata(), [1, 2])
+    assert len(kt.plots.learning_curves(history, "accuracy").get_lines()) == 1
+    with pytest.raises(ValueError, match="`metric` must be one of 'loss'"):
+        kt.plots.learning_curves(history, "f1")
+
+
+def test_variants_has_a_panel_for_each_measure():
+    table = {"a": {"size": 2.0, "time": 3.0}, "b": {"size": 1.0, "time": 1.0}}
+    axes = kt.plots.variants(table)
+    assert [ax.get_xlabel() for ax in axes] == ["size", "time"]
+    assert [bar.get_width() for bar in axes[0].patches] == [2, 1]
+
+
+def test_uncertain_images_shows_the_best_three_classes(rng):
+    p = np.array([[0.5, 0.3, 0.15, 0.05]] * 3)
+    axes = kt.plots.uncertain_images(
+        rng.uniform(size=(3, 4, 4, 1)), p, np.array([0, 1, 3]), "abcd", columns=2
+    )
+    assert axes.shape == (4, 2)
+    assert isinstance(axes[0, 0], Axes)
+    assert [bar.get_width() for bar in axes[1, 0].patches] == [0.5, 0.3, 0.15]
+    assert [text.get_text() for text in axes[1, 0].texts] == ["a 50%", "b 30%", "c 15%"]
+
+
+def test_axes_that_are_given_are_used():
+    _, ax = pyplot.subplots()
+    assert kt.plots.schedule([1, 2], ax=ax) is ax
+    assert kt.plots.learning_curves({"loss": [1]}, ax=ax) is ax

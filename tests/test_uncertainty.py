@@ -1,0 +1,156 @@
+import keras
+import numpy as np
+import pytest
+from helpers import save_and_load
+from sklearn.metrics import log_loss
+
+import keras_trainkit as kt
+from keras_trainkit.uncertainty import brier_score, expected_calibration_error, nll
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(2)
+    inner = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.AlphaDropout(0.2),
+        ],
+        name="inner",
+    )
+    inputs = keras.Input((8,))
+    x = keras.layers.BatchNormalization()(inner(inputs))
+    x = keras.layers.Dropout(0.4)(x)
+    outputs = keras.layers.Dense(3, activation="softmax")(x)
+    return keras.Model(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
+
+
+def test_to_mc_switches_every_dropout_on(model, x, tmp_path):
+    before = model.get_weights()
+    mc = kt.uncertainty.to_mc(model)
+    assert type(mc.get_layer("inner").layers[-1]) is kt.layers.MCAlphaDropout
+    assert any(type(layer) is kt.layers.MCDropout for layer in mc.layers)
+    for a, b in zip(before, mc.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    one, two = (mc.predict(x, verbose=0) for _ in range(2))
+    assert not np.allclose(one, two)
+    # The BatchNorm's statistics did not move, in the copy or in the original.
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(before, mc.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert type(save_and_load(mc, tmp_path).layers[-2]) is kt.layers.MCDropout
+
+
+def test_moments_are_those_of_the_samples(model, x):
+    mc = kt.uncertainty.mc_predict(
+        model, x, 20, batch_size=16, seed=0, keep_samples=True
+    )
+    assert mc.samples.shape == (20, 50, 3)
+    np.testing.assert_allclose(mc.mean, mc.samples.mean(0), atol=1e-6)
+    np.testing.assert_allclose(mc.std, mc.samples.std(0), atol=1e-6)
+
+    def entropy(p):
+        return -(p * np.log(p)).sum(-1)
+
+    np.testing.assert_allclose(mc.predictive_entropy, entropy(mc.mean), atol=1e-6)
+    np.testing.assert_allclose(
+        mc.mutual_information,
+        entropy(mc.mean) - entropy(mc.samples).mean(0),
+        atol=1e-6,
+    )
+    votes = np.apply_along_axis(np.bincount, 0, mc.samples.argmax(-1), minlength=3)
+    np.testing.assert_allclose(mc.variation_ratio, 1 - votes.max(0) / 20, atol=1e-6)
+    assert "20 samples of 50 rows" in repr(mc)
+
+
+def test_the_seed_fixes_the_samples(model, x):
+    def mean(seed):
+        return kt.uncertainty.mc_predict(model, x, 3, seed=seed).mean
+
+    np.testing.assert_array_equal(mean(1), mean(1))
+    assert not np.array_equal(mean(1), mean(2))
+
+
+def test_linear_network_has_the_closed_form():
+    # y = sum_i w_i x_i m_i / (1 - p): mean w x, variance p / (1 - p) sum (w x)**2.
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((6,)), keras.layers.Dropout(0.25), keras.layers.Dense(2)]
+    )
+    x = np.linspace(-1, 1, 12, dtype="float32").reshape(2, 6)
+    kernel = model.layers[-1].get_weights()[0]
+    terms = x[:, :, np.newaxis] * kernel
+    variance = 0.25 / 0.75 * (terms**2).sum(1)
+    n = 10_000
+    rows = np.repeat(x, n // 10, axis=0)
+    mc = kt.uncertainty.mc_predict(model, rows, 10, seed=0, keep_samples=True)
+    samples = mc.samples.reshape(10, 2, n // 10, 2).transpose(1, 0, 2, 3)
+    samples = samples.reshape(2, n, 2)
+    z = (samples.mean(1) - terms.sum(1)) / np.sqrt(variance / n)
+    assert np.abs(z).max() < 4
+    np.testing.assert_allclose(samples.var(1), variance, rtol=0.1)
+
+
+def test_a_model_without_dropout_is_refused(x):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="`model` must be a model with at least one"):
+        kt.uncertainty.mc_predict(model, x)
+
+
+def test_a_subclassed_model_is_refused():
+    class Own(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    with pytest.raises(ValueError, match="must be a Sequential or Functional model"):
+        kt.uncertainty.to_mc(Own())
+
+
+def test_nll_and_brier_against_scikit_learn(rng):
+    p = rng.dirichlet(np.ones(4), size=30)
+    y = rng.integers(0, 4, 30)
+    np.testing.assert_allclose(nll(y, p), log_loss(y, p, labels=range(4)))
+    np.testing.assert_allclose(
+        brier_score(y, p), ((p - np.eye(4)[y]) ** 2).sum(1).mean()
+    )
+
+
+def test_calibration_error_by_hand():
+    # Two bins: confidence 0.6 and right half the time, 0.9 and always right.
+    p = np.array([[0.6, 0.4]] * 4 + [[0.1, 0.9]] * 4)
+    y = np.array([0, 0, 1, 1, 1, 1, 1, 1])
+    error = expected_calibration_error(y, p, num_bins=10)
+    np.testing.assert_allclose(error, (0.1 + 0.1) / 2)
+    # One bin averages over all: confidence 0.75, accuracy 0.75.
+    np.testing.assert_allclose(
+        expected_calibration_error(y, p, num_bins=1), 0, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("y", "p", "message"),
+    [
+        ([0], [[0.5, 0.6]], "`probabilities` must be"),
+        ([0], [0.5, 0.5], "`probabilities` must be"),
+        ([0, 1], [[0.5, 0.5]], "`y_true` must be 1 integer labels"),
+        ([0.5], [[0.5, 0.5]], "`y_true` must be 1 integer labels"),
+        ([2], [[0.5, 0.5]], r"`y_true` must be in \[0, 2\)"),
+    ],
+)
+def test_bad_predictions(y, p, message):
+    for metric in (nll, brier_score, expected_calibration_error):
+        with pytest.raises(ValueError, match=message):
+            metric(np.array(y), np.array(p))
+
+
+@pytest.mark.parametrize("argument", ["num_samples", "batch_size", "seed"])
+def test_bad_arguments(model, x, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be an integer"):
+        kt.uncertainty.mc_predict(model, x, **{argument: -1})
