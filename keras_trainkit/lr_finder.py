@@ -30,9 +30,10 @@ class LRFinderResult:
         losses: The loss of each step, on its own batch.
         smoothed: The losses, smoothed over the logarithm of the rate.
         suggestions: Rates by name: `"steepest"`, where the smoothed loss falls fastest
-            per decade; `"minimum"`, a tenth of the rate of the lowest smoothed loss.
-        suggestion: The rate to use, `"minimum"`; None if the test found none. It suits
-            the peak of one cycle; for a constant rate, `"steepest"` is the safer one.
+            per decade; `"minimum"`, a tenth of the rate of the lowest smoothed loss;
+            `"one_cycle"`, half-way on the logarithmic axis from that to the lowest.
+        suggestion: The rate to use, `"one_cycle"`; None if the test found none. It is
+            meant for the peak of a cycle; for a constant rate, `"minimum"` is safer.
         verdict: `"clear"`, or what is wrong with the test and what to do.
     """
 
@@ -159,8 +160,14 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
     smoothed = np.concatenate([level, losses[usable:]])
     lowest = int(np.argmin(level))
     steepest = int(np.argmin(slope[: lowest + 1]))
-    suggestions = {"steepest": lrs[steepest], "minimum": lrs[lowest] / 10}
-    noise = max(float(np.std(losses[:usable] - level)), 1e-12)
+    suggestions = {
+        "steepest": lrs[steepest],
+        "minimum": lrs[lowest] / 10,
+        "one_cycle": lrs[lowest] / math.sqrt(10),
+    }
+    # Behind the minimum the losses scatter far more than on the way down.
+    residuals = np.abs(losses[:usable] - level)[: lowest + 1]
+    noise = max(1.4826 * float(np.median(residuals)), 1e-12)
     # The steepest slope in standard errors: of pure noise it hardly passes 4.
     evidence = -slope[steepest] / (noise * unit_error[steepest])
     descent = level[: lowest + 1].max() - level[lowest]
@@ -176,7 +183,7 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
         losses,
         smoothed,
         {name: float(rate) for name, rate in suggestions.items()},
-        None if verdict.startswith("no descent") else float(lrs[lowest] / 10),
+        None if verdict.startswith("no descent") else float(suggestions["one_cycle"]),
         verdict,
     )
 

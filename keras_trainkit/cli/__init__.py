@@ -84,11 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--force", action="store_true", help="write into a folder that is not empty"
     )
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_run_demo)
     return parser
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def _run_demo(arguments: argparse.Namespace) -> int:
     from keras_trainkit.cli._demo import run_demo
 
     run_demo(arguments.data, arguments.out, arguments.epochs, arguments.force)

@@ -98,7 +98,8 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     _step(2, "Find the learning rate")
     found = kt.find_lr(model, *data.train, batch_size=plan.batch_size)
     figures.save(kt.plots.lr_finder(found), folder / "learning_rate.png")
-    _say(f"{found.suggestion:.3g} ({found.verdict})")
+    max_lr = found.suggestion or preset.learning_rate
+    _say(f"{max_lr:.3g} (the range test is {found.verdict})")
 
     _step(3, f"Train {epochs} epochs on one cycle")
     steps = _Steps()
@@ -107,7 +108,7 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
         batch_size=plan.batch_size,
         epochs=epochs,
         validation_data=data.validation,
-        callbacks=[*preset.callbacks(found.suggestion), steps],
+        callbacks=[*preset.callbacks(max_lr), steps],
         verbose=0,
     ).history
     figures.save_cycle(steps.learning_rates, steps.momenta, folder / "one_cycle.png")
@@ -161,7 +162,8 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     results = Results(
         data=repr(data),
         architecture=model,
-        found=found,
+        max_lr=max_lr,
+        verdict=found.verdict,
         epochs=epochs,
         history=history,
         num_samples=_NUM_SAMPLES,

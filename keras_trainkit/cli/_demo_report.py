@@ -37,7 +37,8 @@ class Results:
 
     data: str
     architecture: keras.Model
-    found: Any
+    max_lr: float
+    verdict: str
     epochs: int
     history: dict[str, list[float]]
     num_samples: int
@@ -67,7 +68,7 @@ def render(results: Results) -> str:
 
 
 def _training(results: Results) -> list[str]:
-    found, history = results.found, results.history
+    history = results.history
     layers = " → ".join(_describe(layer) for layer in results.architecture.layers)
     return [
         "## Train",
@@ -75,8 +76,8 @@ def _training(results: Results) -> list[str]:
         f"The `default` preset: {layers}; "
         f"{results.architecture.count_params():,} parameters.",
         "",
-        f"The learning-rate finder suggests **{found.suggestion:.3g}** "
-        f"(verdict: {found.verdict}).",
+        f"The learning-rate finder suggests **{results.max_lr:.3g}** for the peak of "
+        f"the cycle (verdict on the test: {results.verdict}).",
         "",
         "![Loss over learning rate, with the suggestion](learning_rate.png)",
         "",

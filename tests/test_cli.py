@@ -1,0 +1,173 @@
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_trainkit as kt
+from keras_trainkit import cli
+from keras_trainkit.cli import _demo
+from keras_trainkit.cli._output import CommandError, whole_folder
+
+FILES = {
+    "report.md",
+    "learning_rate.png",
+    "one_cycle.png",
+    "learning_curves.png",
+    "certainty.png",
+    "variants.png",
+    "model.keras",
+    "model_folded.keras",
+    "model_pruned.keras",
+    "trained.tflite",
+    "folded.tflite",
+    "folded_pruned.tflite",
+    "folded_int8.tflite",
+}
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "new" / "folder"
+    assert cli.main(["demo", "--out", str(out), "--epochs", "4"]) == 0
+    return out
+
+
+def test_demo_writes_what_its_report_shows(demo_folder):
+    assert {path.name for path in demo_folder.iterdir()} == FILES
+    report = (demo_folder / "report.md").read_text()
+    linked = set(re.findall(r"\]\(([^)]+)\)", report))
+    assert linked == FILES - {"report.md"}
+    for name in linked:
+        assert (demo_folder / name).stat().st_size > 1000
+
+
+def test_demo_tells_the_truth_about_its_files(demo_folder):
+    report = (demo_folder / "report.md").read_text()
+    data = kt.datasets.load("digits")
+    for name in ("trained", "folded_int8"):
+        told = re.search(rf"\({name}\.tflite\).*\| ([\d.]+)% \|", report).group(1)
+        outputs = kt.export.predict_litert(demo_folder / f"{name}.tflite", data.x_test)
+        accuracy = np.mean(outputs.argmax(-1) == data.y_test)
+        assert float(told) == round(100 * accuracy, 2)
+        assert accuracy > 0.8
+    model = keras.saving.load_model(demo_folder / "model.keras")
+    folded = keras.saving.load_model(demo_folder / "model_folded.keras")
+    np.testing.assert_allclose(
+        model.predict(data.x_test, verbose=0),
+        folded.predict(data.x_test, verbose=0),
+        atol=1e-5,
+    )
+    pruned = keras.saving.load_model(demo_folder / "model_pruned.keras")
+    assert kt.pruning.sparsity_report(pruned).layers[0].sparsity == 0.5
+
+
+def test_a_folder_with_files_needs_force(demo_folder, capsys):
+    before = {path: path.read_bytes() for path in demo_folder.iterdir()}
+    assert cli.main(["demo", "--out", str(demo_folder)]) == 1
+    assert "is not empty; --force" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in demo_folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("disk full")])
+def test_a_demo_that_stops_leaves_nothing(tmp_path, monkeypatch, capsys, failure):
+    def stop(*_):
+        raise failure
+
+    monkeypatch.setattr(_demo, "_judge", stop)
+    out = tmp_path / "a" / "b"
+    status = cli.main(["demo", "--out", str(out), "--epochs", "1"])
+    error = capsys.readouterr().err
+    if failure is KeyboardInterrupt:
+        assert status == 130
+        assert "interrupted; nothing was written" in error
+    else:
+        assert status == 1
+        assert "error: disk full" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    def missing(name):
+        raise FileNotFoundError(f"{name} was not found")
+
+    monkeypatch.setattr(kt.datasets, "load", missing)
+    out = tmp_path / "out"
+    assert cli.main(["demo", "--data", "cifar10", "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert error == "keras-trainkit: error: cifar10 was not found\n"
+    assert not out.exists()
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_demo, "_NEEDS", {"no_such_module": "no-such-package"})
+    assert cli.main(["demo", "--out", str(tmp_path / "out")]) == 1
+    assert "needs no-such-package: pip install" in capsys.readouterr().err
+
+
+def test_a_file_in_the_way(tmp_path, capsys):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    assert cli.main(["demo", "--out", str(path)]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+    assert cli.main(["demo", "--out", str(path / "below")]) == 1
+    assert "cannot write to" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["demo", "--epochs", "0"], "must be an integer >= 1. Received: 0"),
+        (["demo", "--epochs", "many"], "must be an integer >= 1. Received: many"),
+        (["demo", "--data", "mnist"], "invalid choice: 'mnist'"),
+        (["demo", "--backend", "mxnet"], "invalid choice: 'mxnet'"),
+    ],
+)
+def test_bad_arguments(argv, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_a_backend_that_is_not_installed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_BACKENDS", (*cli._BACKENDS, "no_such_backend"))
+    assert cli.main(["demo", "--backend", "no_such_backend"]) == 1
+    error = capsys.readouterr().err
+    assert "no_such_backend is not installed: pip install keras-trainkit[" in error
+
+
+def test_another_backend_starts_again(tmp_path):
+    other = "torch" if keras.backend.backend() != "torch" else "jax"
+    (tmp_path / "file").touch()
+    command = "import sys; from keras_trainkit.cli import main; sys.exit(main())"
+    argv = ["demo", "--backend", other, "--out", str(tmp_path / "file")]
+    run = subprocess.run(
+        [sys.executable, "-c", command, *argv],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "is not a folder" in run.stderr
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == kt.__version__
+
+
+def test_whole_folder_replaces_files_of_its_own_names_only(tmp_path):
+    (tmp_path / "report.md").write_text("old")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CommandError, match="not empty"), whole_folder(tmp_path, False):
+        pass
+    with whole_folder(tmp_path, True) as scratch:
+        (scratch / "report.md").write_text("new")
+        assert (tmp_path / "report.md").read_text() == "old"
+    assert (tmp_path / "report.md").read_text() == "new"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
