@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import keras
@@ -67,8 +68,8 @@ def to_litert(
         target = Path(folder, "model.tflite")
         if keras.backend.backend() == "tensorflow":
             options = _converter_options(quantization, representative_data)
-            with _quiet_stderr():
-                model.export(target, format="litert", verbose=False, **options)
+            with _quiet():
+                model.export(str(target), format="litert", verbose=False, **options)
         else:
             _convert_elsewhere(model, target, quantization, representative_data)
         os.replace(target, path)
@@ -130,14 +131,17 @@ def _converter_options(quantization: str | None, data: np.ndarray | None) -> dic
 
 
 @contextlib.contextmanager
-def _quiet_stderr():
+def _quiet():
     """Hide what the converter's C++ code writes past Python's `sys.stderr`."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "wb") as sink:
         os.dup2(sink.fileno(), 2)
     try:
-        yield
+        with warnings.catch_warnings():
+            # That inputs and outputs stay float is what `to_litert` promises.
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs")
+            yield
     finally:
         os.dup2(saved, 2)
         os.close(saved)
