@@ -10,6 +10,24 @@ JIT_OPTIONS = (False,) if keras.backend.backend() == "torch" else (False, True)
 DTYPE_POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
+@keras.saving.register_keras_serializable(package="tests")
+def mean_output(y_true, y_pred):
+    """A loss that is the mean of the outputs, whatever the targets."""
+    return keras.ops.mean(y_pred)
+
+
+def one_weight_model(optimizer, **compile_options):
+    """`w x` with the loss `w x`: the gradient of a batch is the mean of its x."""
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(1, use_bias=False, kernel_initializer="ones"),
+        ]
+    )
+    model.compile(optimizer, loss=mean_output, **compile_options)
+    return model
+
+
 def to_numpy(x):
     """Any tensor as a NumPy array, bfloat16 as float32."""
     if keras.backend.is_keras_tensor(x):
