@@ -30,6 +30,18 @@ def step_counter(optimizer: keras.optimizers.Optimizer):
     return optimizer.variables[0]
 
 
+def set_saved_optimizer(model: keras.Model, optimizer: Any) -> None:
+    """Make `optimizer` the one that the model's file names.
+
+    A file gets the optimizer that was given to `compile`, also after `model.optimizer`
+    was exchanged, and the variables of the present one; where the two differ it cannot
+    be loaded. Tried on Keras 3.13 and 3.15.
+    """
+    saved = getattr(model, "_compile_config", None)
+    if saved is not None and not hasattr(saved.config["optimizer"], "inner_optimizer"):
+        saved.config["optimizer"] = optimizer
+
+
 def torch_rng_state(state: Any = None) -> Any:
     """Return PyTorch's random state, or set it; None on the other backends.
 

@@ -56,6 +56,7 @@ EVERY = [
     ks.Sequential([ks.Constant(0.3), keras.optimizers.schedules.CosineDecay(0.1, 9)],
                   [4]),
     ks.Chained([ks.Constant(0.3), ks.Step(1.0, 5)]),
+    ks.Reducible(ks.Step(0.1, 5), (0.5, 1.0, 2, 0)),
 ]  # fmt: skip
 NAMES = [f"{type(schedule).__name__}{i}" for i, schedule in enumerate(EVERY)]
 

@@ -1,6 +1,7 @@
 """Callbacks for `model.fit`."""
 
 from keras_trainkit.callbacks._one_cycle import OneCycle as OneCycle
+from keras_trainkit.callbacks._plateau import PlateauSchedule as PlateauSchedule
 from keras_trainkit.callbacks._schedules import ApplySchedule as ApplySchedule
 from keras_trainkit.callbacks._schedules import (
     ExponentialSchedule as ExponentialSchedule,

@@ -23,6 +23,7 @@ class ScheduleCallback(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
+        self._begun = False
         self._original: keras.optimizers.Optimizer | None = None
         self._schedules: tuple[Schedule, Schedule | None] = (None, None)
         self._training = False
@@ -45,7 +46,7 @@ class ScheduleCallback(keras.callbacks.Callback):
         the beginning of the training.
         """
         super().set_params(params)
-        self._training = False
+        self._begun = self._training = False
         optimizer = _exchange.core_optimizer(self.model)
         rate, momentum = self.make_schedules(optimizer, self.params["steps"])
         self._original = self.optimizer_to_leave(optimizer)
@@ -62,7 +63,6 @@ class ScheduleCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._training = True
-        self._begun = False
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._begun:
@@ -72,10 +72,14 @@ class ScheduleCallback(keras.callbacks.Callback):
         begin = _exchange.batches_seen(self.model) - epoch * (self.params["steps"] or 0)
         if begin:
             rate, momentum = self._schedules
-            optimizer.learning_rate = rate = Delay(rate, begin)
+            optimizer.learning_rate = rate = self.begin_at(rate, begin)
             if momentum is not None:
                 optimizer.momentum_schedule = momentum = Delay(momentum, begin)
             self._schedules = rate, momentum
+
+    def begin_at(self, schedule: Schedule, begin: int) -> Schedule:
+        """The learning rate's schedule with its step 0 at batch `begin`."""
+        return Delay(schedule, begin)
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:

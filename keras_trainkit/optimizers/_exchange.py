@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import backend_class, step_counter
+from keras_trainkit._compat import backend_class, set_saved_optimizer, step_counter
 from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers import _momentum as optimizers
 
@@ -49,17 +49,38 @@ def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
 def with_schedules(
     model: keras.Model,
     learning_rate: Schedule,
-    momentum: Schedule | None,
+    momentum: Schedule | None = None,
+    cls: type | None = None,
 ) -> keras.optimizers.Optimizer:
-    """A copy of the model's optimizer, its state included, that follows schedules."""
+    """A copy of the model's optimizer, its state included, that follows schedules.
+
+    Args:
+        model: The model.
+        learning_rate: Schedule of the learning rate.
+        momentum: Schedule of the momentum, where `momentum_name` is not None.
+        cls: Class of the copy, where a schedule's state then stays out of the
+            variables; by default that of the optimizer, or ours where a schedule needs
+            it.
+    """
     optimizer = core_optimizer(model)
-    if momentum is None:
-        return _copy(
-            model, optimizer, type(optimizer), {"learning_rate": learning_rate}
-        )
-    cls = _SCHEDULABLE[type(optimizer)]
-    changes = {"learning_rate": learning_rate, cls._HYPERPARAMETER: momentum}
-    return _copy(model, optimizer, cls, changes)
+    changes = {"learning_rate": learning_rate}
+    ours = _SCHEDULABLE.get(type(optimizer))
+    if momentum is not None and ours:
+        changes[ours._HYPERPARAMETER] = momentum
+    if cls is not None:
+        return _copy(model, optimizer, cls, changes)
+    stateful = hasattr(learning_rate, "bind")
+    needs_ours = momentum is not None or stateful
+    cls = ours if ours and needs_ours else type(optimizer)
+    return _copy(model, optimizer, cls, changes, stateful)
+
+
+def own_schedule(optimizer: keras.optimizers.Optimizer) -> Schedule | float:
+    """The learning rate that the optimizer was given: a schedule or a number."""
+    rate = optimizer.get_config()["learning_rate"]
+    return (
+        keras.saving.deserialize_keras_object(rate) if isinstance(rate, dict) else rate
+    )
 
 
 def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optimizer:
@@ -74,6 +95,7 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
         model.optimizer.inner_optimizer = optimizer
     else:
         model.optimizer = optimizer
+    set_saved_optimizer(model, optimizer)
     # The compiled step holds the old one; `fit` makes a step where there is none.
     model.train_function = None
 
@@ -83,7 +105,7 @@ def replace(model: keras.Model, learning_rate: Schedule) -> None:
 
     Unlike `install`, it leaves the loss-scaling optimizer of mixed precision alone.
     """
-    copy = with_schedules(model, learning_rate, None)
+    copy = with_schedules(model, learning_rate)
     outer = model.optimizer
     if outer is not core_optimizer(model):
         scale = float(outer.dynamic_scale) if outer.built else outer.initial_scale
@@ -106,8 +128,10 @@ def carry_over(
             variable.assign(np.array(keras.ops.convert_to_numpy(found.pop(0))))
 
 
-def _copy(model, optimizer, cls, changes):
+def _copy(model, optimizer, cls, changes, stateful=False):
     copy = cls.from_config({**optimizer.get_config(), **changes})
+    if stateful and not changes["learning_rate"].bound:
+        changes["learning_rate"].bind(copy.add_variable)
     if optimizer.built:
         copy.build(model.trainable_variables)
         carry_over(optimizer, copy)

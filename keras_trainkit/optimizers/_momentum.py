@@ -1,5 +1,7 @@
 """Optimizers whose momentum may be a schedule."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -19,6 +21,15 @@ class _Scheduled:
     _value: float | Schedule
     # The value within a step, so that it is computed once and not for each variable.
     _current: Tensor | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # A schedule with a state keeps it in this optimizer's variables, from the
+        # beginning: a checkpoint loads into variables of the same number and order.
+        rate: Any = kwargs.get("learning_rate", args[0] if args else None)
+        bind = getattr(rate, "bind", None)
+        if bind:
+            bind(self.add_variable)  # type: ignore[attr-defined]
 
     def _get(self) -> Tensor:
         if not isinstance(self._value, LearningRateSchedule):

@@ -23,3 +23,4 @@ from keras_trainkit.schedules._linear_cosine import (
 )
 from keras_trainkit.schedules._one_cycle import OneCycle as OneCycle
 from keras_trainkit.schedules._one_cycle import OneCycleMomentum as OneCycleMomentum
+from keras_trainkit.schedules._reducible import Reducible as Reducible

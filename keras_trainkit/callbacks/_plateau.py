@@ -1,0 +1,139 @@
+"""Performance scheduling as a callback."""
+
+import keras
+
+from keras_trainkit import schedules
+from keras_trainkit._checks import (
+    check_choice,
+    check_in_range,
+    check_integer,
+    check_positive,
+    reject,
+)
+from keras_trainkit._types import Schedule
+from keras_trainkit.callbacks._schedule import ScheduleCallback
+from keras_trainkit.optimizers import _exchange
+
+
+class PlateauSchedule(ScheduleCallback):
+    """Performance scheduling: lower the learning rate when progress stalls.
+
+    Multiplies the learning rate by `factor` after `patience` epochs in which the
+    monitored quantity got no better. Unlike `keras.callbacks.ReduceLROnPlateau` it
+    works on top of a schedule, such as a warm-up, and its state is a variable of the
+    optimizer: a fit that `BackupAndRestore` resumes, or one with `initial_epoch` on a
+    model loaded from a `.keras` file, goes on as if it had not stopped. It must stand
+    in front of callbacks that save, for these to see its state after each epoch. After
+    the fit the optimizer keeps the lowered rate and the state.
+
+    Args:
+        schedule: What to lower: a `LearningRateSchedule`; by default the optimizer's
+            own learning rate.
+        monitor: The quantity to watch, a key of the epoch's logs.
+        factor: What the rate is multiplied by, in `(0, 1)`.
+        patience: Epochs without progress after which the rate falls.
+        mode: `"min"` or `"max"`: which way is better; `"auto"` takes accuracies and
+            areas under a curve for `"max"` and all else for `"min"`.
+        min_delta: What counts as progress, in units of the quantity.
+        cooldown: Epochs after a fall in which stalling does not count.
+        min_factor: The product of the falls that is not gone below.
+
+    Raises:
+        ValueError: If an argument is wrong, or if the logs lack `monitor`.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(keras.optimizers.SGD(0.5), loss="mse")
+        >>> x = np.zeros((8, 2), "float32")
+        >>> plateau = kt.callbacks.PlateauSchedule(monitor="loss", patience=2)
+        >>> history = model.fit(x, x[:, :1], epochs=5, verbose=0, callbacks=[plateau])
+        >>> history.history["learning_rate"]
+        [0.5, 0.5, 0.5, 0.25, 0.25]
+
+    Reference:
+        A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        monitor: str = "val_loss",
+        factor: float = 0.5,
+        patience: int = 5,
+        mode: str = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_factor: float = 0.0,
+    ):
+        super().__init__()
+        if schedule is not None and not isinstance(
+            schedule, keras.optimizers.schedules.LearningRateSchedule
+        ):
+            reject("schedule", schedule, "a LearningRateSchedule or None")
+        self.schedule = schedule
+        self.monitor = monitor
+        self.factor = check_in_range("factor", factor, 0, 1, closed="neither")
+        self.patience = check_integer("patience", patience, minimum=1)
+        check_choice("mode", mode, ("auto", "min", "max"))
+        if mode == "auto":
+            mode = "max" if monitor.endswith(("acc", "accuracy", "auc")) else "min"
+        # The state keeps the sign-adjusted quantity, for which less is better.
+        self._sign = 1.0 if mode == "min" else -1.0
+        self.min_delta = check_positive("min_delta", min_delta, allow_zero=True)
+        self.cooldown = check_integer("cooldown", cooldown, minimum=0)
+        self.min_factor = check_in_range("min_factor", min_factor, 0, 1, closed="left")
+
+    def make_schedules(self, optimizer, steps_per_epoch):
+        """The schedule, or the optimizer's own rate, with a factor to be lowered."""
+        base = _exchange.own_schedule(optimizer)
+        state = {}
+        if isinstance(base, schedules.Reducible):
+            base, state = base.schedule, {"state": base.state}
+        if self.schedule is not None:
+            base = self.schedule
+        elif isinstance(base, float):
+            base = schedules.Constant(base)
+        return schedules.Reducible(base, **state), None
+
+    def begin_at(self, schedule, begin):
+        """The state stays where it is."""
+        if self.schedule is None:
+            return schedule
+        return schedule.around(super().begin_at(schedule.schedule, begin))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        first = not self._begun
+        super().on_epoch_begin(epoch, logs)
+        if first and epoch == 0:
+            # A new training: the rate is where it was, the search begins again.
+            reducible = self._schedules[0]
+            reducible.state = (reducible.state[0], *schedules.Reducible.FRESH[1:])
+
+    def on_epoch_end(self, epoch, logs=None):
+        super().on_epoch_end(epoch, logs)
+        logs = logs or {}
+        if self.monitor not in logs:
+            reject("monitor", self.monitor, "one of " + ", ".join(map(repr, logs)))
+        value = self._sign * float(logs[self.monitor])
+        reducible = self._schedules[0]
+        factor, best, wait, cooldown = reducible.state
+        # In this order in Keras's ReduceLROnPlateau.
+        if cooldown > 0:
+            cooldown, wait = cooldown - 1, 0
+        if value < best - self.min_delta:
+            best, wait = value, 0
+        elif cooldown == 0:
+            wait += 1
+            if wait >= self.patience:
+                factor = max(factor * self.factor, self.min_factor)
+                wait, cooldown = 0, self.cooldown
+        reducible.state = (factor, best, wait, cooldown)
+
+    def on_train_end(self, logs=None):
+        reducible = self._schedules[0]
+        frozen = schedules.Reducible(reducible.schedule, reducible.state)
+        self._original = _exchange.with_schedules(
+            self.model, frozen, cls=type(self._original)
+        )
+        super().on_train_end(logs)
