@@ -1,11 +1,11 @@
 """Time of a training step with each schedule callback, over that of a plain fit.
 
-    KERAS_BACKEND=jax python benchmarks/bench_schedules.py
+KERAS_BACKEND=jax python benchmarks/bench_schedules.py
 
-A 784-300-100-10 network on random images, batches of 32. The variants take turns, in one
-process; an epoch counts from its second on, so that compiling does not. The ratio of each
-round is that of the medians of its epochs; printed is the median over the rounds, with
-the lowest and the highest.
+A 784-300-100-10 network on random images, batches of 32. The variants take turns, in
+one process; an epoch counts from its second on, so that compiling does not. The ratio
+of each round is that of the medians of its epochs; printed is the median over the
+rounds, with the lowest and the highest.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class EpochTimes(keras.callbacks.Callback):
 
 
 class PerBatch(keras.callbacks.Callback):
-    """One cycle as in A. Géron's notebook: the rate is set from Python at each batch."""
+    """One cycle as in A. Géron's notebook: Python sets the rate at each batch."""
 
     def __init__(self, max_lr, total_steps):
         super().__init__()
@@ -46,7 +46,7 @@ class PerBatch(keras.callbacks.Callback):
 
 def make_variants(epochs, steps):
     return {
-        "plain": lambda: [],
+        "plain": list,
         "OneCycle": lambda: [kt.callbacks.OneCycle(0.05)],
         "ExponentialSchedule": lambda: [kt.callbacks.ExponentialSchedule(0.05, 20)],
         "PowerSchedule": lambda: [kt.callbacks.PowerSchedule(0.05, 5)],

@@ -1,6 +1,6 @@
 """Draw docs/figures/schedules.png: every schedule, Keras's own included.
 
-    python benchmarks/plot_schedules.py
+python benchmarks/plot_schedules.py
 """
 
 from pathlib import Path
