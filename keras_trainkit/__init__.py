@@ -6,15 +6,19 @@ import keras_trainkit as kt
 """
 
 from keras_trainkit import callbacks as callbacks
+from keras_trainkit import constraints as constraints
 from keras_trainkit import datasets as datasets
+from keras_trainkit import diagnostics as diagnostics
 from keras_trainkit import export as export
 from keras_trainkit import folding as folding
+from keras_trainkit import initializers as initializers
 from keras_trainkit import layers as layers
 from keras_trainkit import lr_finder as lr_finder
 from keras_trainkit import models as models
 from keras_trainkit import optimizers as optimizers
 from keras_trainkit import plots as plots
 from keras_trainkit import pruning as pruning
+from keras_trainkit import regularizers as regularizers
 from keras_trainkit import schedules as schedules
 from keras_trainkit import uncertainty as uncertainty
 from keras_trainkit.lr_finder import find_lr as find_lr

@@ -4,6 +4,9 @@ Each entry says why the public API does not do, and on which Keras versions it w
 tried.
 """
 
+import contextlib
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -55,3 +58,54 @@ def torch_rng_state(state: Any = None) -> Any:
     if state is not None:
         torch.set_rng_state(state)
     return torch.get_rng_state()
+
+
+def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A layer and all layers inside it, however they are nested.
+
+    Only models list their layers in public; an RNN's cell, the projections of an
+    attention layer, and what a wrapper wraps are found this way. Tried on Keras 3.13
+    and 3.15.
+    """
+    return layer._flatten_layers(include_self=True, recursive=True)
+
+
+def live_layers() -> list[keras.layers.Layer]:
+    """Every layer that there is.
+
+    Keras hands a constraint or a regularizer the variable alone, and a variable does
+    not know its layer, whose type says which axes of a kernel are its inputs. Tried on
+    Keras 3.13 and 3.15.
+    """
+    # `type`, since some modules put objects there that import what they stand for as
+    # soon as `isinstance` looks at them.
+    return [o for o in gc.get_objects() if issubclass(type(o), keras.layers.Layer)]
+
+
+def set_projection_option(layer: keras.layers.Layer, name: str, value: Any) -> None:
+    """Set what an attention layer hands to its projections when it is made again.
+
+    `keras.layers.MultiHeadAttention` keeps `kernel_regularizer` and the like under a
+    private name, and its file has them, not the projections'. Other layers are left
+    alone. Tried on Keras 3.13 and 3.15.
+    """
+    if hasattr(layer, f"_{name}"):
+        setattr(layer, f"_{name}", value)
+
+
+@contextlib.contextmanager
+def unbuilt_as_before(model: keras.Model) -> Iterator[None]:
+    """Takes back that a step inside builds the compiled loss and metrics.
+
+    The first `fit` looks at a batch to build them, and so draws once more from the
+    order of the data than one that finds them built. Tried on Keras 3.13 and 3.15.
+    """
+    metrics, loss = model._compile_metrics, model._compile_loss
+    unbuilt = [part for part in (metrics, loss) if part is not None and not part.built]
+    try:
+        yield
+    finally:
+        for part in unbuilt:
+            part.built = False
+            if part is loss:
+                loss.metrics.clear()

@@ -1,6 +1,5 @@
 """Find the learning rate: the range test."""
 
-import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_integer, check_positive, reject
-from keras_trainkit._compat import torch_rng_state
+from keras_trainkit._state import as_it_was
 from keras_trainkit.optimizers import _exchange
 from keras_trainkit.schedules import Delay, Lambda
 
@@ -114,7 +113,7 @@ def find_lr(
     if not model.built:
         model(first[0])
     losses: list[float] = []
-    with _as_it_was(model):
+    with as_it_was(model):
         begin = _exchange.batches_seen(model)
         _exchange.replace(model, Delay(schedule, begin))
         model.steps_per_execution = 1
@@ -225,25 +224,6 @@ def _local_linear(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
     slope = (centred * y).sum(1) / spread
     unit_error = np.sqrt((centred**2).sum(1)) / spread
     return mean_y - slope * mean_x, slope, unit_error
-
-
-@contextlib.contextmanager
-def _as_it_was(model: keras.Model) -> Iterator[None]:
-    """Puts all state of a model back, whatever happens inside."""
-    optimizer, steps_per_execution = model.optimizer, model.steps_per_execution
-    variables = [*model.variables, *model.metrics_variables]
-    values = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
-    rng_state = torch_rng_state()
-    try:
-        yield
-    finally:
-        torch_rng_state(rng_state)
-        model.optimizer, model.steps_per_execution = optimizer, steps_per_execution
-        model.train_function = None
-        # For the metrics that the first batch made; the others follow.
-        model.reset_metrics()
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
 
 
 def _batches(x, y, batch_size, seed) -> tuple[Iterator[tuple], int | None]:

@@ -13,11 +13,10 @@ ROOT = Path(keras_trainkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LEVELS = [
-    {"_types", "_checks", "_compat", "_graph"},
-    {"schedules", "layers", "constraints", "regularizers", "initializers"}
-    | {"optimizers", "datasets"},
+    {"_types", "_checks", "_compat", "_graph", "_kernels", "_recording", "_state"},
+    {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"},
     {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics", "transfer"}
-    | {"callbacks"},
+    | {"initializers", "callbacks"},
     {"models", "export", "tfmot"},
     {"plots", "cli"},
 ]

@@ -65,3 +65,20 @@ def test_axes_that_are_given_are_used():
     _, ax = pyplot.subplots()
     assert kt.plots.schedule([1, 2], ax=ax) is ax
     assert kt.plots.learning_curves({"loss": [1]}, ax=ax) is ax
+
+
+def test_signal_shows_what_each_layer_has(rng):
+    model = kt.models.build_mlp((6,), 3, hidden_units=(5,))
+    kt.models.PRESETS["default"].compile(model)
+    x, y = rng.normal(size=(16, 6)), rng.integers(0, 3, 16)
+    report = kt.diagnostics.signal_report(model, x, y)
+    outputs, units, gradients = kt.plots.signal(report)
+    np.testing.assert_array_equal(
+        outputs.get_lines()[0].get_ydata(), [layer.mean for layer in report.layers]
+    )
+    # The softmax alone has bounds; the two Dense layers alone have gradients.
+    dead, saturated = units.get_lines()
+    assert (len(dead.get_xdata()), len(saturated.get_xdata())) == (3, 1)
+    assert [len(line.get_xdata()) for line in gradients.get_lines()] == [2, 2]
+    assert gradients.get_yscale() == "log"
+    kt.plots.signal(kt.diagnostics.signal_report(model, x))

@@ -10,3 +10,4 @@ from keras_trainkit.callbacks._schedules import (
     PiecewiseConstantSchedule as PiecewiseConstantSchedule,
 )
 from keras_trainkit.callbacks._schedules import PowerSchedule as PowerSchedule
+from keras_trainkit.callbacks._signal_logger import SignalLogger as SignalLogger

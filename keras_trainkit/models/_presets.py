@@ -14,7 +14,12 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
+from keras_trainkit._recording import leaves
 from keras_trainkit.callbacks import OneCycle
+from keras_trainkit.diagnostics._self_normalization import (
+    layer_problem,
+    standardization_problem,
+)
 
 _OPTIMIZERS = ("sgd", "rmsprop", "nadam")
 
@@ -147,22 +152,20 @@ class Preset:
         """
         if not self.self_normalizing:
             return
-        for layer in _leaves(model):
-            reason = _breaks_self_normalization(layer)
+        for layer in leaves(model):
+            reason = layer_problem(layer)
             if reason:
                 raise ValueError(
                     f"A self-normalizing network cannot have {reason}. "
                     f"Received: layer={layer.name!r} of type {type(layer).__name__}"
                 )
-        if x is not None:
-            mean, std = float(np.mean(x)), float(np.std(x))
-            if abs(mean) > 0.2 or not 0.7 < std < 1.4:
-                warnings.warn(
-                    "A self-normalizing network needs inputs with mean 0 and standard "
-                    f"deviation 1. Received: x with mean {mean:.3g} and standard "
-                    f"deviation {std:.3g}",
-                    stacklevel=3,
-                )
+        problem = None if x is None else standardization_problem(x)
+        if problem:
+            warnings.warn(
+                "A self-normalizing network needs inputs with mean 0 and standard "
+                f"deviation 1. Received: x with {problem}",
+                stacklevel=3,
+            )
 
     def _check_self_normalizing(self) -> None:
         check_choice("activation", self.activation, ("selu",))
@@ -176,31 +179,6 @@ class Preset:
             reject("normalization", self.normalization, f"None {why}")
         if self.dropout not in (None, "alpha"):
             reject("dropout", self.dropout, f"None or 'alpha' {why}")
-
-
-def _leaves(model):
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _leaves(layer)
-        else:
-            yield layer
-
-
-def _breaks_self_normalization(layer) -> str | None:
-    kinds = keras.layers
-    if isinstance(layer, kinds.BatchNormalization | kinds.LayerNormalization):
-        return "a normalization layer"
-    if isinstance(layer, kinds.Dropout):
-        return "plain dropout; AlphaDropout keeps mean and variance"
-    if isinstance(layer, kinds.Add | kinds.Concatenate | kinds.Average):
-        return "skip connections"
-    if isinstance(
-        layer, kinds.Dense | kinds.AlphaDropout | kinds.Flatten | kinds.InputLayer
-    ):
-        return None
-    if isinstance(layer, kinds.Activation | kinds.Rescaling | kinds.Normalization):
-        return None
-    return "any layer but Dense (with AlphaDropout and Flatten)"
 
 
 PRESETS: dict[str, Preset] = {

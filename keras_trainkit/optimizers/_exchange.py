@@ -48,7 +48,7 @@ def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
 
 def with_schedules(
     model: keras.Model,
-    learning_rate: Schedule,
+    learning_rate: Schedule | float,
     momentum: Schedule | None = None,
     cls: type | None = None,
 ) -> keras.optimizers.Optimizer:
@@ -56,7 +56,7 @@ def with_schedules(
 
     Args:
         model: The model.
-        learning_rate: Schedule of the learning rate.
+        learning_rate: The learning rate, most often a schedule.
         momentum: Schedule of the momentum, where `momentum_name` is not None.
         cls: Class of the copy, where a schedule's state then stays out of the
             variables; by default that of the optimizer, or ours where a schedule needs
@@ -100,8 +100,8 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     model.train_function = None
 
 
-def replace(model: keras.Model, learning_rate: Schedule) -> None:
-    """Give the model a whole new optimizer that follows a schedule.
+def replace(model: keras.Model, learning_rate: Schedule | float) -> None:
+    """Give the model a whole new optimizer with another learning rate.
 
     Unlike `install`, it leaves the loss-scaling optimizer of mixed precision alone.
     """

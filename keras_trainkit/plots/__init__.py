@@ -1,6 +1,7 @@
 """Figures: each function takes a result and returns matplotlib Axes."""
 
 from keras_trainkit.plots._lr_finder import lr_finder as lr_finder
+from keras_trainkit.plots._signal import signal as signal
 from keras_trainkit.plots._training import learning_curves as learning_curves
 from keras_trainkit.plots._training import schedule as schedule
 from keras_trainkit.plots._training import variants as variants

@@ -1,0 +1,121 @@
+"""The kernels of Keras's layers, and which of their axes a unit sums over."""
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import keras
+from keras import layers
+
+from keras_trainkit._compat import live_layers, sublayers
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, embedding table or recurrent kernel of a layer.
+
+    Attributes:
+        layer: The layer that owns it, which may be inside another, as a cell is in an
+            RNN.
+        variable: The variable.
+        inputs: The axes over which each unit sums: those of its incoming weights. For
+            an embedding, those of one item's vector.
+        prefix: What the layer's arguments about it begin with, such as
+            `"kernel"` in `kernel_constraint`.
+    """
+
+    layer: keras.layers.Layer
+    variable: keras.Variable
+    inputs: tuple[int, ...]
+    prefix: str = "kernel"
+
+    @property
+    def units(self) -> int:
+        """Number of units, each with its own incoming weights."""
+        return math.prod(self.variable.shape) // max(self.fan_in, 1)
+
+    @property
+    def fan_in(self) -> int:
+        """Number of incoming weights of a unit."""
+        return math.prod(self.variable.shape[axis] for axis in self.inputs)
+
+
+_CONVS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+_CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
+
+
+def kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
+    """The kernels of a built layer or model, those of all layers inside included."""
+    for part in sublayers(layer):
+        for kernel in _own(part):
+            # Not so: a kernel that Keras computes, as after `enable_lora`.
+            if isinstance(kernel.variable, keras.Variable):
+                yield kernel
+
+
+def inputs_of(tensor) -> tuple[int, ...]:
+    """The axes of the incoming weights, of a kernel or of a plain tensor.
+
+    A tensor that is no layer's variable counts as a kernel that ends in its units.
+    """
+    if isinstance(tensor, keras.Variable):
+        for _ in range(2):
+            variable, inputs = _known.get(id(tensor), (None, None))
+            if variable is not None and variable() is tensor:
+                return inputs
+            _look_for_kernels()
+    return _all_but_last(len(tensor.shape))
+
+
+# By identity, since a variable has no hash.
+_known: dict = {}
+
+
+def _look_for_kernels() -> None:
+    _known.clear()
+    for layer in live_layers():
+        for kernel in _own(layer):
+            variable = kernel.variable
+            if isinstance(variable, keras.Variable):
+                _known[id(variable)] = weakref.ref(variable), kernel.inputs
+
+
+def _all_but_last(rank: int) -> tuple[int, ...]:
+    return tuple(range(rank - 1)) if rank > 1 else (0,)
+
+
+def _own(layer: keras.layers.Layer) -> Iterator[Kernel]:
+    def kernel(name, inputs, prefix="kernel"):
+        return Kernel(layer, getattr(layer, name), tuple(inputs), prefix)
+
+    if not layer.built:
+        return
+    if isinstance(layer, layers.EinsumDense):
+        yield kernel("kernel", _einsum_inputs(layer))
+    elif isinstance(layer, layers.Embedding):
+        yield kernel("embeddings", [1], "embeddings")
+    elif isinstance(layer, _SEPARABLE):
+        rank = len(layer.depthwise_kernel.shape)
+        yield kernel("depthwise_kernel", range(rank - 2), "depthwise")
+        yield kernel("pointwise_kernel", range(rank - 1), "pointwise")
+    elif isinstance(layer, _DEPTHWISE):
+        yield kernel("kernel", range(len(layer.kernel.shape) - 2), "depthwise")
+    elif isinstance(layer, _TRANSPOSED):
+        rank = len(layer.kernel.shape)
+        yield kernel("kernel", [*range(rank - 2), rank - 1])
+    elif isinstance(layer, (layers.Dense, *_CONVS)):
+        yield kernel("kernel", _all_but_last(len(layer.kernel.shape)))
+    elif isinstance(layer, _CELLS) or type(layer).__name__ == "ConvLSTMCell":
+        yield kernel("kernel", _all_but_last(len(layer.kernel.shape)))
+        inputs = _all_but_last(len(layer.recurrent_kernel.shape))
+        yield kernel("recurrent_kernel", inputs, "recurrent")
+
+
+def _einsum_inputs(layer: keras.layers.EinsumDense) -> list[int]:
+    operands, output = layer.equation.replace(" ", "").split("->")
+    labels = operands.split(",")[1].replace(".", "")
+    return [axis for axis, label in enumerate(labels) if label not in output]

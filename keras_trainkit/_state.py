@@ -1,0 +1,43 @@
+"""All that training changes in a model, kept and put back."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from keras_trainkit._compat import torch_rng_state, unbuilt_as_before
+
+
+@contextlib.contextmanager
+def as_it_was(model: keras.Model) -> Iterator[None]:
+    """Puts all state of a model back, whatever happens inside.
+
+    Weights, BatchNorm statistics, seed generators, metrics, the optimizer with its
+    slots and counts, and the compiled training step.
+    """
+    kept = {
+        name: getattr(model, name, None)
+        for name in ("optimizer", "steps_per_execution", "train_function")
+    }
+    optimizer = kept["optimizer"]
+    variables = [
+        *model.variables,
+        *getattr(model, "metrics_variables", ()),
+        *(optimizer.variables if optimizer is not None else ()),
+    ]
+    values = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
+    rng_state = torch_rng_state()
+    try:
+        with unbuilt_as_before(model) if model.compiled else contextlib.nullcontext():
+            yield
+    finally:
+        torch_rng_state(rng_state)
+        for name, value in kept.items():
+            if getattr(model, name, None) is not value:
+                setattr(model, name, value)
+        if model.compiled:
+            # For the metrics that the first batch made; the others follow.
+            model.reset_metrics()
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)

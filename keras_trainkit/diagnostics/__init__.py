@@ -1,0 +1,11 @@
+"""See what goes on inside a network."""
+
+from keras_trainkit.diagnostics._self_normalization import (
+    SelfNormalizationReport as SelfNormalizationReport,
+)
+from keras_trainkit.diagnostics._self_normalization import (
+    self_normalization as self_normalization,
+)
+from keras_trainkit.diagnostics._signal import LayerSignal as LayerSignal
+from keras_trainkit.diagnostics._signal import SignalReport as SignalReport
+from keras_trainkit.diagnostics._signal import signal_report as signal_report

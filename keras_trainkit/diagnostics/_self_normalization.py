@@ -1,0 +1,154 @@
+"""The conditions under which a network normalizes itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers as kinds
+
+from keras_trainkit._checks import reject
+from keras_trainkit._recording import leaves, outputs
+
+# How far from mean 0 and standard deviation 1 an input counts as standardized.
+_MEAN, _STD = 0.2, (0.7, 1.4)
+_HARMLESS = (
+    kinds.AlphaDropout,
+    kinds.Flatten,
+    kinds.Reshape,
+    kinds.InputLayer,
+    kinds.Activation,
+    kinds.Rescaling,
+    kinds.Normalization,
+    kinds.Identity,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class SelfNormalizationReport:
+    """Whether a network normalizes itself, layer by layer.
+
+    Attributes:
+        names: Names of the layers, in the order of the pass.
+        means: Mean of each layer's outputs, `(layers,)`.
+        stds: Standard deviation of each layer's outputs, `(layers,)`.
+        problems: What breaks a condition, by the layer's name; `"input"` stands for the
+            data.
+    """
+
+    names: tuple[str, ...]
+    means: np.ndarray
+    stds: np.ndarray
+    problems: dict[str, str]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every condition holds."""
+        return not self.problems
+
+    def summary(self) -> str:
+        """A table with a line for each layer, and what breaks a condition."""
+        width = max([len(name) for name in self.names] + [5])
+        lines = [f"{'layer':{width}}      mean       std"]
+        rows = zip(self.names, self.means, self.stds, strict=True)
+        lines += [f"{n:{width}} {m:9.3g} {s:9.3g}" for n, m, s in rows]
+        lines += [f"! {name}: {why}" for name, why in self.problems.items()]
+        verdict = "holds" if self.holds else "does not hold"
+        return "\n".join([*lines, f"self-normalization {verdict}"])
+
+    __repr__ = summary
+
+
+def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
+    """Check whether a network keeps mean 0 and standard deviation 1 by itself.
+
+    The conditions: standardized inputs, SELU behind LeCun-normal Dense layers, no
+    dropout but AlphaDropout, no normalization layer, and one layer after the other. The
+    last layer with weights may have any activation and initializer.
+
+    Args:
+        model: A built Sequential or Functional model; it is not changed.
+        x: A batch of inputs, some hundred rows.
+
+    Returns:
+        A `SelfNormalizationReport`.
+
+    Raises:
+        ValueError: If the model is not built.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3, preset="self_normalizing")
+        >>> x = np.random.default_rng(0).normal(size=(256, 20)).astype("float32")
+        >>> kt.diagnostics.self_normalization(model, x).holds
+        True
+
+    Reference:
+        G. Klambauer et al., Self-Normalizing Neural Networks (2017), arXiv:1706.02515.
+    """
+    if not model.built:
+        reject("model", model.name, "built")
+    used = outputs(model, x, leaves(model))
+    problems = {}
+    flat = [np.asarray(part) for part in keras.tree.flatten(x)]
+    if why := standardization_problem(flat[0]):
+        problems["input"] = why
+    order = list(used)
+    dense = [layer for layer in order if isinstance(layer, kinds.Dense)]
+    for place, layer in enumerate(order):
+        why = layer_problem(layer)
+        if why is None and layer in dense[:-1]:
+            why = _initializer_problem(layer) or _activation_problem(order[place:])
+        if why:
+            problems[layer.name] = why
+    return SelfNormalizationReport(
+        names=tuple(layer.name for layer in order),
+        means=np.array([array.mean() for array in used.values()]),
+        stds=np.array([array.std() for array in used.values()]),
+        problems=problems,
+    )
+
+
+def standardization_problem(x: np.ndarray) -> str | None:
+    """Why inputs are not standardized; None if they are."""
+    mean, std = float(np.mean(x)), float(np.std(x))
+    if abs(mean) <= _MEAN and _STD[0] < std < _STD[1]:
+        return None
+    return f"mean {mean:.3g} and standard deviation {std:.3g}, not 0 and 1"
+
+
+def layer_problem(layer: keras.layers.Layer) -> str | None:
+    """What the kind of a layer breaks; None if nothing."""
+    if isinstance(layer, kinds.BatchNormalization | kinds.LayerNormalization):
+        return "a normalization layer"
+    # AlphaDropout is none of its subclasses.
+    if isinstance(layer, kinds.Dropout):
+        return "plain dropout; AlphaDropout keeps mean and variance"
+    if isinstance(layer, kinds.Add | kinds.Concatenate | kinds.Average):
+        return "skip connections"
+    if isinstance(layer, (kinds.Dense, *_HARMLESS)):
+        return None
+    return "any layer but Dense (with AlphaDropout and Flatten)"
+
+
+def _initializer_problem(layer) -> str | None:
+    initializer = layer.kernel_initializer
+    variance = keras.initializers.VarianceScaling
+    if (
+        isinstance(initializer, variance)
+        and initializer.mode == "fan_in"
+        and initializer.scale == 1
+    ):
+        return None
+    return f"a {type(initializer).__name__} kernel; lecun_normal keeps the variance"
+
+
+def _activation_problem(rest) -> str | None:
+    """Look for SELU in a Dense layer, or in the Activation behind it."""
+    found = rest[0].activation
+    if found is keras.activations.linear and len(rest) > 1:
+        found = getattr(rest[1], "activation", None)
+    if found is keras.activations.selu:
+        return None
+    name = getattr(found, "__name__", None)
+    return f"activation {name}; only selu has the fixed point"

@@ -1,0 +1,246 @@
+"""Signals forward and gradients backward, layer by layer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainkit._checks import reject
+from keras_trainkit._recording import leaves, outputs
+from keras_trainkit._state import as_it_was
+from keras_trainkit.optimizers import _exchange
+
+# The bounds of the activations that have some.
+_BOUNDS = {
+    "sigmoid": (0.0, 1.0),
+    "hard_sigmoid": (0.0, 1.0),
+    "softmax": (0.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "hard_tanh": (-1.0, 1.0),
+    "softsign": (-1.0, 1.0),
+}
+# Within this fraction of the whole range from a bound, an activation is saturated: a
+# sigmoid's slope is then below a fifth of its largest.
+_SATURATED = 0.05
+# A gradient this many times smaller or larger at one end than at the other.
+_UNBALANCED = 1e3
+_MANY_DEAD = 0.5
+
+
+@dataclass(frozen=True)
+class LayerSignal:
+    """The signal in one layer.
+
+    Attributes:
+        name: The layer's name.
+        kind: The layer's class.
+        mean: Mean of the outputs.
+        std: Standard deviation of the outputs.
+        dead: Fraction of the units (channels) that put out 0 for every row.
+        saturated: Fraction of the outputs within 5% of a bound of the activation; None
+            where the activation has no bounds.
+        gradient_norm: Euclidean norm of the loss's gradient in the layer's weights;
+            None without targets, or where the layer has no trainable weights.
+        update_ratio: Norm of the change of the layer's weights in one step of the
+            optimizer over the norm of the weights; None as for `gradient_norm`. Around
+            0.001 is usual.
+    """
+
+    name: str
+    kind: str
+    mean: float
+    std: float
+    dead: float
+    saturated: float | None = None
+    gradient_norm: float | None = None
+    update_ratio: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class SignalReport:
+    """The signal in each layer of a model, in the order of the pass.
+
+    Attributes:
+        layers: A `LayerSignal` for each layer.
+        problems: What is wrong, a sentence each; empty if nothing is.
+    """
+
+    layers: tuple[LayerSignal, ...]
+    problems: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """A table with a line for each layer, and the problems."""
+        width = max([len(layer.name) for layer in self.layers] + [5])
+        columns = "mean std dead saturated gradient update".split()
+        lines = [f"{'layer':{width}} " + " ".join(f"{c:>9}" for c in columns)]
+        for layer in self.layers:
+            cells = [f"{layer.mean:.3g}", f"{layer.std:.3g}", f"{layer.dead:.1%}"]
+            cells.append("" if layer.saturated is None else f"{layer.saturated:.1%}")
+            cells += [
+                "" if value is None else f"{value:.2e}"
+                for value in (layer.gradient_norm, layer.update_ratio)
+            ]
+            row = " ".join(f"{c:>9}" for c in cells)
+            lines.append(f"{layer.name:{width}} {row}".rstrip())
+        return "\n".join([*lines, *(f"! {problem}" for problem in self.problems)])
+
+    __repr__ = summary
+
+
+def signal_report(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    training: bool = True,
+) -> SignalReport:
+    """Measure what passes through each layer: activations, gradients, updates.
+
+    Shows signals that vanish, explode or die. The model is as it was afterwards.
+
+    Args:
+        model: A built Sequential or Functional model, nested ones included; a
+            subclassed one as far as its layers are its attributes.
+        x: A batch of inputs, some hundred rows.
+        y: Its targets, for gradients and updates; the model must be compiled.
+        training: Whether the activations are those of training, with dropout and the
+            batch's own statistics in BatchNorm.
+
+    Returns:
+        A `SignalReport`.
+
+    Raises:
+        ValueError: If the model is not built, or not compiled where `y` is given.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3)
+        >>> report = kt.diagnostics.signal_report(model, np.ones((8, 20), "float32"))
+        >>> [layer.kind for layer in report.layers]
+        ['Dense', 'Activation', 'Dense', 'Activation', 'Dense']
+
+    Reference:
+        X. Glorot and Y. Bengio, Understanding the Difficulty of Training Deep
+        Feedforward Neural Networks (2010), sections 3 and 4.
+    """
+    if not model.built:
+        reject("model", model.name, "built")
+    if y is not None and not model.compiled:
+        reject("model", model.name, "compiled where `y` is given")
+    with as_it_was(model):
+        arrays = outputs(model, x, leaves(model), training=training)
+    gradients, updates = _backward(model, x, y) if y is not None else ({}, {})
+    signals = tuple(
+        LayerSignal(
+            name=layer.name,
+            kind=type(layer).__name__,
+            mean=float(array.mean()),
+            std=float(array.std()),
+            dead=float((array == 0).all(0).mean()),
+            saturated=_saturated(layer, array),
+            gradient_norm=gradients.get(layer),
+            update_ratio=updates.get(layer),
+        )
+        for layer, array in arrays.items()
+    )
+    return SignalReport(signals, tuple(_problems(signals)))
+
+
+class _Gradients(keras.optimizers.Optimizer):
+    """An optimizer that keeps the gradients and changes nothing."""
+
+    def __init__(self):
+        super().__init__(learning_rate=1.0, name="gradients")
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.gradients = self.add_optimizer_variables(variables, "gradient")
+
+    def update_step(self, gradient, variable, learning_rate):
+        slot = self.gradients[self._get_variable_index(variable)]
+        self.assign(slot, ops.cast(ops.convert_to_tensor(gradient), slot.dtype))
+
+
+def _backward(model, x, y):
+    """Norms of the gradients, and of the updates over the weights, by layer."""
+    layers = [layer for layer in leaves(model) if layer.trainable_variables]
+    variables = [layer.trainable_variables for layer in layers]
+    with as_it_was(model):
+        optimizer = _Gradients()
+        optimizer.build(model.trainable_variables)
+        model.optimizer, model.train_function = optimizer, None
+        model.train_on_batch(x, y)
+        slots = {
+            id(variable): slot
+            for variable, slot in zip(
+                model.trainable_variables, optimizer.gradients, strict=True
+            )
+        }
+        gradients = [_norm([slots[id(v)] for v in own]) for own in variables]
+    with as_it_was(model):
+        # A copy, since an optimizer that takes a step before its time stays built.
+        own_rate = _exchange.own_schedule(_exchange.core_optimizer(model))
+        _exchange.replace(model, own_rate)
+        before = [_arrays(own) for own in variables]
+        model.train_on_batch(x, y)
+        ratios = [
+            _norm([a - b for a, b in zip(_arrays(own), old, strict=True)])
+            / max(_norm(old), 1e-12)
+            for own, old in zip(variables, before, strict=True)
+        ]
+    return (
+        dict(zip(layers, gradients, strict=True)),
+        dict(zip(layers, ratios, strict=True)),
+    )
+
+
+def _arrays(variables) -> list[np.ndarray]:
+    return [np.array(ops.convert_to_numpy(v), np.float64) for v in variables]
+
+
+def _norm(values) -> float:
+    squares = [np.square(array).sum() for array in _arrays(values)]
+    return float(np.sqrt(np.sum(squares)))
+
+
+def _saturated(layer, array: np.ndarray) -> float | None:
+    activation = getattr(layer, "activation", None)
+    bounds = _BOUNDS.get(getattr(activation, "__name__", ""))
+    if bounds is None:
+        return None
+    low, high = bounds
+    margin = _SATURATED * (high - low)
+    return float(((array < low + margin) | (array > high - margin)).mean())
+
+
+def _problems(layers: tuple[LayerSignal, ...]):
+    for layer in layers:
+        if not np.isfinite(layer.std):
+            yield f"{layer.name}: outputs that are not finite"
+            return
+    for layer in layers:
+        if layer.dead >= _MANY_DEAD:
+            yield f"{layer.name}: {layer.dead:.0%} of its units are dead"
+    hidden = [layer for layer in layers if layer.kind != "Activation"][:-1] or layers
+    if hidden[0].std > _UNBALANCED * hidden[-1].std:
+        yield _imbalance("vanishing signal", hidden[0], hidden[-1], "std")
+    elif hidden[0].std * _UNBALANCED < hidden[-1].std:
+        yield _imbalance("exploding signal", hidden[0], hidden[-1], "std")
+    weighted = [layer for layer in layers if layer.gradient_norm is not None]
+    norms = [layer.gradient_norm or 0.0 for layer in weighted]
+    if not weighted:
+        return
+    if not np.isfinite(norms).all():
+        yield "gradients that are not finite"
+    elif norms[0] * _UNBALANCED < norms[-1]:
+        yield _imbalance("vanishing gradient", weighted[0], weighted[-1])
+    elif norms[0] > _UNBALANCED * norms[-1]:
+        yield _imbalance("exploding gradient", weighted[0], weighted[-1])
+
+
+def _imbalance(kind, first, last, figure="gradient_norm") -> str:
+    begin, end = getattr(first, figure), getattr(last, figure)
+    return f"{kind}: {begin:.1e} in {first.name}, {end:.1e} in {last.name}"

@@ -1,0 +1,185 @@
+"""Initialization from data."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._kernels import Kernel, kernels
+from keras_trainkit._recording import leaves, outputs
+from keras_trainkit.layers import WeightNormalization
+
+_LINEAR = (
+    layers.Dense,
+    layers.EinsumDense,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.Conv3D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+)
+
+
+def lsuv(
+    model: keras.Model,
+    batch,
+    *,
+    tolerance: float = 0.1,
+    max_iterations: int = 10,
+    seed: int | None = None,
+) -> dict[str, float]:
+    """Initialize layer by layer so that each puts out unit variance.
+
+    Layer-sequential unit-variance initialization: each kernel becomes orthonormal;
+    then, from the first layer to the last, it is divided by the standard deviation of
+    the layer's outputs (before the activation) on `batch`, until their variance is
+    within `tolerance` of 1. Dense, EinsumDense and convolutions take part; others stay
+    as they are.
+
+    Args:
+        model: A built model, nested ones included; its kernels are changed in place.
+        batch: Inputs of the model, some hundred rows of the training data.
+        tolerance: Largest distance of a variance from 1.
+        max_iterations: Most passes for each layer.
+        seed: Integer seed of the orthonormal kernels.
+
+    Returns:
+        The standard deviation of each layer's outputs afterwards, by the layer's name.
+
+    Raises:
+        ValueError: If an argument is wrong, the model has no such layer, or a layer's
+            outputs are all the same or not finite; the model is then as it was.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3)
+        >>> x = 5 * np.random.default_rng(0).normal(size=(256, 20)).astype("float32")
+        >>> spread = kt.initializers.lsuv(model, x, tolerance=0.01)
+        >>> all(0.99 < std < 1.01 for std in spread.values())
+        True
+
+    Reference:
+        D. Mishkin and J. Matas, All You Need Is a Good Init (2016), arXiv:1511.06422,
+        algorithm 1.
+    """
+    check_positive("tolerance", tolerance)
+    check_integer("max_iterations", max_iterations, minimum=1)
+    chosen = [layer for layer in _used(model, batch) if isinstance(layer, _LINEAR)]
+    if not chosen:
+        reject("model", model.name, "a model with a Dense layer or a convolution")
+    before = model.get_weights()
+    seeds = np.random.SeedSequence(seed).generate_state(len(chosen)) >> 1
+    try:
+        for layer, layer_seed in zip(chosen, seeds, strict=True):
+            for kernel in kernels(layer):
+                kernel.variable.assign(_orthonormal(kernel, int(layer_seed)))
+        return {
+            layer.name: _to_unit_variance(
+                model, batch, layer, tolerance, max_iterations
+            )
+            for layer in chosen
+        }
+    except BaseException:
+        model.set_weights(before)
+        raise
+
+
+def data_dependent(model: keras.Model, batch) -> list[str]:
+    """Adapt each `kt.layers.WeightNormalization` to data, from the first to the last.
+
+    Afterwards each unit's output, before the activation, has mean 0 and standard
+    deviation 1 on `batch`, as each layer gets what the adapted ones in front put out.
+
+    Args:
+        model: A built model, nested ones included; it is changed in place.
+        batch: Inputs of the model, some hundred rows of the training data.
+
+    Returns:
+        The names of the layers that were adapted.
+
+    Raises:
+        ValueError: If the model has no such layer; or from `adapt`, and the model is
+            then as it was.
+
+    Example:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     kt.layers.WeightNormalization(keras.layers.Dense(8), name="hidden"),
+        ... ])
+        >>> kt.initializers.data_dependent(model, np.random.normal(size=(64, 4)))
+        ['hidden']
+
+    Reference:
+        T. Salimans and D. Kingma, Weight Normalization (2016), arXiv:1602.07868,
+        section 3.
+    """
+    used = _used(model, batch)
+    chosen = [layer for layer in used if isinstance(layer, WeightNormalization)]
+    if not chosen:
+        reject("model", model.name, "a model with a WeightNormalization layer")
+    before = model.get_weights()
+    try:
+        for layer in chosen:
+            layer.adapt(_inputs(model, batch, layer))
+    except BaseException:
+        model.set_weights(before)
+        raise
+    return [layer.name for layer in chosen]
+
+
+def _used(model, batch) -> list[keras.layers.Layer]:
+    """The model's layers in the order in which a batch passes them."""
+    if not model.built:
+        reject("model", model.name, "built")
+    return list(outputs(model, batch, leaves(model)))
+
+
+def _orthonormal(kernel: Kernel, seed: int):
+    """A kernel with orthonormal incoming weights."""
+    shape, inputs = kernel.variable.shape, kernel.inputs
+    units = [axis for axis in range(len(shape)) if axis not in inputs]
+    matrix = keras.initializers.Orthogonal(seed=seed)((kernel.fan_in, kernel.units))
+    axes = [*inputs, *units]
+    value = keras.ops.reshape(matrix, [shape[axis] for axis in axes])
+    return keras.ops.transpose(value, np.argsort(axes).tolist())
+
+
+def _to_unit_variance(model, batch, layer, tolerance, max_iterations) -> float:
+    (kernel,) = kernels(layer)
+    for _ in range(max_iterations):
+        std = _spread(model, batch, layer)
+        if abs(std**2 - 1) <= tolerance:
+            return std
+        kernel.variable.assign(keras.ops.convert_to_numpy(kernel.variable) / std)
+    return _spread(model, batch, layer)
+
+
+def _spread(model, batch, layer) -> float:
+    std = float(outputs(model, batch, [layer], before_activation=True)[layer].std())
+    if not np.isfinite(std) or std == 0:
+        raise ValueError(
+            "`batch` must give each layer outputs that are finite and differ. "
+            f"Received: batch with a standard deviation of {std:g} in {layer.name!r}"
+        )
+    return std
+
+
+def _inputs(model, batch, layer):
+    """What a layer gets from a batch."""
+    seen = []
+    call = layer.call
+
+    def tap(inputs, *args, **kwargs):
+        seen.append(inputs)
+        return call(inputs, *args, **kwargs)
+
+    layer.call = tap
+    try:
+        model(batch, training=False)
+    finally:
+        del layer.call
+    return keras.ops.concatenate(seen)

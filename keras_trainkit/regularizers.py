@@ -1,0 +1,189 @@
+"""Regularizers that Keras lacks, and a way to put them on a model that is built."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainkit._checks import check_finite, check_positive, reject
+from keras_trainkit._compat import set_projection_option, sublayers
+from keras_trainkit._kernels import Kernel, inputs_of, kernels
+
+_register = keras.saving.register_keras_serializable(package="keras_trainkit")
+
+
+@_register
+class Lp(keras.regularizers.Regularizer):
+    """The penalty `strength * sum(|w|^p)`.
+
+    `Lp(1, s)` is `keras.regularizers.L1(s)` and `Lp(2, s)` is `L2(s)`. Below 2 the
+    penalty makes weights small and many of them tiny; the nearer to 1, the more. The
+    gradient is finite everywhere and 0 at `w = 0`.
+
+    Args:
+        p: The exponent, >= 1.
+        strength: Factor of the penalty, >= 0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> float(kt.regularizers.Lp(3, 0.5)(np.array([1.0, -2.0], "float32")))
+        4.5
+
+    Reference:
+        I. Frank and J. Friedman, A Statistical View of Some Chemometrics Regression
+        Tools (1993), section 5 (bridge regression).
+    """
+
+    def __init__(self, p: float, strength: float):
+        self.p = check_finite("p", p, "a finite number >= 1")
+        if self.p < 1:
+            reject("p", p, "a finite number >= 1")
+        self.strength = check_positive("strength", strength, allow_zero=True)
+
+    def __call__(self, x):
+        x = ops.convert_to_tensor(x)
+        # |x|, but with the gradient 0 at 0 on every backend.
+        size = x * ops.stop_gradient(ops.sign(x))
+        powers = size if self.p == 1 else ops.power(size, self.p)
+        return self.strength * ops.sum(powers)
+
+    def get_config(self):
+        return {"p": self.p, "strength": self.strength}
+
+
+@_register
+class Orthogonality(keras.regularizers.Regularizer):
+    """The penalty `strength * ||W^T W - I||^2` that makes units orthonormal.
+
+    `W` has a unit's incoming weights in each column, for the kernel of any layer; where
+    there are more units than weights, it is `||W W^T - I||^2`, since then only the rows
+    can be orthogonal. `keras.regularizers.OrthogonalRegularizer` takes matrices alone
+    and leaves their norms free.
+
+    Args:
+        strength: Factor of the penalty, >= 0.
+
+    Raises:
+        ValueError: If `strength` is negative or not finite.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> penalty = kt.regularizers.Orthogonality(0.5)
+        >>> float(penalty(np.eye(3, dtype="float32")))
+        0.0
+        >>> float(penalty(2 * np.eye(3, dtype="float32")))  # 0.5 * 3 * (4 - 1)^2
+        13.5
+
+    Reference:
+        N. Bansal et al., Can We Gain More from Orthogonality Regularizations in
+        Training Deep CNNs? (2018), arXiv:1810.09102, equation 1.
+    """
+
+    def __init__(self, strength: float = 1e-4):
+        self.strength = check_positive("strength", strength, allow_zero=True)
+
+    def __call__(self, x):
+        inputs = inputs_of(x)
+        x = ops.convert_to_tensor(x)
+        rank = len(x.shape)
+        units = [axis for axis in range(rank) if axis not in inputs]
+        fan_in = 1
+        for axis in inputs:
+            fan_in *= x.shape[axis]
+        matrix = ops.reshape(ops.transpose(x, [*inputs, *units]), (fan_in, -1))
+        if fan_in < matrix.shape[1]:
+            matrix = ops.transpose(matrix)
+        gram = ops.matmul(ops.transpose(matrix), matrix)
+        excess = gram - ops.eye(gram.shape[0], dtype=gram.dtype)
+        return self.strength * ops.sum(ops.square(excess))
+
+    def get_config(self):
+        return {"strength": self.strength}
+
+
+def apply(
+    model: keras.Model,
+    *,
+    kernel: Any = None,
+    constraint: Any = None,
+    where: str | Callable[[keras.layers.Layer], bool] | None = None,
+) -> list[str]:
+    """Regularize or constrain the kernels of a model that is built already.
+
+    Every kernel that `where` selects gets them, as though its layer had been made with
+    `kernel_regularizer` and `kernel_constraint`: Dense, convolutions, Embedding, the
+    input and recurrent kernels of RNNs, attention's projections. Biases and
+    normalization are left alone. The model's file has them too, except where `where`
+    picks some of an attention layer's projections and not the others.
+
+    Args:
+        model: A built model; it is changed in place. The optimizer and its state stay.
+        kernel: A regularizer, its name (such as `"l2"`), or None to leave what is.
+        constraint: A constraint, its name, or None to leave what is.
+        where: A regular expression that is searched for in the path of each kernel
+            (such as `"block1/conv/kernel"`), a function of the layer, or None for all.
+
+    Returns:
+        The paths of the kernels that were changed.
+
+    Raises:
+        ValueError: If the model is not built, nothing is to be applied, `where` is no
+            regular expression, or it selects no kernel; the model is then as it was.
+
+    Example:
+        >>> import keras, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     keras.layers.Dense(8, name="hidden"),
+        ...     keras.layers.Dense(2, name="out"),
+        ... ], name="mlp")
+        >>> kt.regularizers.apply(model, kernel="l2", where="hidden")
+        ['mlp/hidden/kernel']
+        >>> len(model.losses)
+        1
+    """
+    if not model.built:
+        reject("model", model.name, "built")
+    if kernel is None and constraint is None:
+        raise ValueError(
+            "`kernel` or `constraint` must be given. "
+            "Received: kernel=None, constraint=None"
+        )
+    regularizer = keras.regularizers.get(kernel)
+    limit = keras.constraints.get(constraint)
+    chosen = [found for found in kernels(model) if _selected(found, where)]
+    if not chosen:
+        reject("where", where, "such that it selects at least one kernel")
+    for role, value in (("regularizer", regularizer), ("constraint", limit)):
+        if value is not None:
+            _set(model, chosen, role, value)
+    # The compiled functions were made without them.
+    model.train_function = model.test_function = None
+    return [found.variable.path for found in chosen]
+
+
+def _set(model, chosen: list[Kernel], role: str, value) -> None:
+    for kernel in chosen:
+        setattr(kernel.variable, role, value)
+        setattr(kernel.layer, f"{kernel.prefix}_{role}", value)
+    # Attention makes its projections alike, so its file can say so only of all of them.
+    changed = {id(kernel.variable) for kernel in chosen}
+    for layer in sublayers(model):
+        if all(id(kernel.variable) in changed for kernel in kernels(layer)):
+            set_projection_option(layer, f"kernel_{role}", value)
+
+
+def _selected(kernel: Kernel, where) -> bool:
+    if where is None:
+        return True
+    if callable(where):
+        return bool(where(kernel.layer))
+    try:
+        return re.search(where, kernel.variable.path) is not None
+    except (re.error, TypeError):
+        reject("where", where, "a regular expression or a function of a layer")
