@@ -109,3 +109,57 @@ def unbuilt_as_before(model: keras.Model) -> Iterator[None]:
             part.built = False
             if part is loss:
                 loss.metrics.clear()
+
+
+def nodes(model: keras.Model) -> list[Any]:
+    """The calls of a Functional or built Sequential model, each after its inputs.
+
+    The graph that a Functional model was made from is not public. Each node has an
+    `operation`, `arguments`, `input_tensors` and `outputs`. Tried on Keras 3.13 and
+    3.15.
+    """
+    functional = functional_part(model)
+    by_depth = functional._nodes_by_depth
+    return [
+        node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth]
+    ]
+
+
+def functional_part(model: keras.Model) -> Any:
+    """The Functional model inside a Sequential one; a Functional model itself.
+
+    None if the model is subclassed or not built. Tried on Keras 3.13 and 3.15.
+    """
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if hasattr(model, "_nodes_by_depth") else None
+
+
+def run_through(model: keras.Model, inputs: Any, operation: Any, call: Any) -> Any:
+    """Run new symbolic inputs through the graph of a Functional model.
+
+    `keras.models.clone_model` does this and more: it compiles the copy too, which fails
+    where a loss or metric is not registered. Tried on Keras 3.13 and 3.15.
+
+    Args:
+        model: The Functional model.
+        inputs: Symbolic inputs, in the structure of the model's.
+        operation: From each operation of the graph to the one to use instead.
+        call: Called with that one and the arguments.
+
+    Returns:
+        The outputs, in the structure of the model's.
+    """
+    return model._run_through_graph(inputs, operation_fn=operation, call_fn=call)
+
+
+def exchange_part(model: keras.Model, name: str, part: keras.layers.Layer) -> None:
+    """Set an attribute of a subclassed model to another layer.
+
+    Setting it alone leaves the old layer among the model's. Tried on Keras 3.13 and
+    3.15.
+    """
+    old = getattr(model, name)
+    delattr(model, name)
+    model._tracker.untrack(old)
+    setattr(model, name, part)

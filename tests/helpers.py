@@ -125,3 +125,15 @@ def check_layer(
 
     if masking:
         assert layer.supports_masking
+
+
+def randomize_norms(model):
+    """Give every BatchNorm statistics of its own, and gammas of both signs."""
+    rng = np.random.default_rng(1)
+    for variable in model.variables:
+        name = variable.path.split("/")[-1]
+        if name == "moving_variance":
+            variable.assign(rng.uniform(0.3, 2, variable.shape))
+        elif name in ("gamma", "beta", "moving_mean"):
+            variable.assign(rng.normal(size=variable.shape))
+    return model

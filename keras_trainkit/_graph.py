@@ -1,0 +1,209 @@
+"""Model surgery: who feeds whom in a model, and the model without some of its layers.
+
+All of the package's rewriting of models (folding, Monte Carlo copies, heads, cutting
+channels) is a walk over a `Graph` and one `rebuild`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_trainkit._checks import reject
+from keras_trainkit._compat import functional_part, nodes, run_through
+
+
+@dataclass(eq=False)
+class Edge:
+    """A tensor between layers.
+
+    Attributes:
+        shape: Its shape, with the batch axis; None where a size is open.
+        producer: The call that puts it out; None for an input of the model.
+        consumers: The calls that take it in.
+        is_output: Whether it is an output of the model.
+    """
+
+    shape: tuple
+    producer: "Call | None" = None
+    consumers: list["Call"] = field(default_factory=list)
+    is_output: bool = False
+
+
+@dataclass(eq=False)
+class Call:
+    """One use of a layer (or of a function of `keras.ops`).
+
+    Attributes:
+        layer: The layer.
+        path: The names of the models around it and its own, with slashes.
+        inputs: What it takes in.
+        outputs: What it puts out.
+        training: The `training` that it is called with, if any.
+    """
+
+    layer: Any
+    path: str
+    inputs: list[Edge]
+    outputs: list[Edge]
+    training: bool | None = None
+
+
+@dataclass(eq=False)
+class Graph:
+    """The calls of a model in the order of a pass, nested models opened up.
+
+    A layer that is shared, or that stands in a shared model, has several calls.
+    """
+
+    calls: list[Call]
+
+    def calls_of(self, layer: Layer) -> list[Call]:
+        """The uses of a layer."""
+        return [call for call in self.calls if call.layer is layer]
+
+    def remove(self, layer: Layer) -> None:
+        """Take a layer out: what consumed its output consumes its input."""
+        for call in self.calls_of(layer):
+            (before,), (after,) = call.inputs, call.outputs
+            before.consumers.remove(call)
+            before.consumers += after.consumers
+            before.is_output |= after.is_output
+            for consumer in after.consumers:
+                consumer.inputs = [
+                    before if edge is after else edge for edge in consumer.inputs
+                ]
+            self.calls.remove(call)
+
+
+def is_graph(model: Any) -> bool:
+    """Whether a model is a built Sequential or a Functional one."""
+    return isinstance(model, keras.Model) and functional_part(model) is not None
+
+
+def check_graph(model: Any) -> None:
+    """Raise unless a model is a built Sequential or a Functional one."""
+    if not is_graph(model):
+        reject(
+            "model", type(model).__name__, "a Functional or a built Sequential model"
+        )
+
+
+def read(model: keras.Model) -> Graph:
+    """The graph of a Functional or built Sequential model."""
+    graph = Graph([])
+    _expand_alone(graph, model, "")
+    return graph
+
+
+def inner_model(layer: Any) -> keras.Model | None:
+    """The model that a `TimeDistributed` applies to each step, if it is a graph."""
+    if isinstance(layer, keras.layers.TimeDistributed) and is_graph(layer.layer):
+        return layer.layer
+    return None
+
+
+def _expand_alone(graph: Graph, model: keras.Model, path: str) -> None:
+    """Add a model's calls, with inputs from nowhere and outputs to anywhere."""
+    inputs = [Edge(tuple(x.shape)) for x in functional_part(model).inputs]
+    for edge in _expand(graph, model, inputs, path):
+        edge.is_output = True
+
+
+def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
+    functional = functional_part(model)
+    # By identity: symbolic tensors compare by value.
+    edges = {id(x): e for x, e in zip(functional.inputs, inputs, strict=True)}
+    for node in nodes(model):
+        if node.is_input:
+            continue
+        layer = node.operation
+        taken = [edges[id(x)] for x in node.input_tensors]
+        own_path = f"{path}{layer.name}"
+        if is_graph(layer) and not isinstance(node.arguments.args[0], dict):
+            put_out = _expand(graph, layer, taken, f"{own_path}/")
+        else:
+            if inner := inner_model(layer):
+                _expand_alone(graph, inner, f"{own_path}/")
+            training = node.arguments.kwargs.get("training")
+            call = Call(layer, own_path, taken, [], training)
+            put_out = [Edge(tuple(x.shape), call) for x in node.outputs]
+            call.outputs = put_out
+            for edge in taken:
+                edge.consumers.append(call)
+            graph.calls.append(call)
+        edges.update({id(x): e for x, e in zip(node.outputs, put_out, strict=True)})
+    return [edges[id(x)] for x in functional.outputs]
+
+
+# What a replacement says of a layer that is to go.
+REMOVED = object()
+
+
+def rebuild(
+    model: keras.Model, replacement: Callable[[Layer], Any] = lambda layer: None
+) -> tuple[keras.Model, dict[Layer, Layer]]:
+    """Copy a model with some layers exchanged or taken out.
+
+    Weights, names, dtype policies, regularizers, constraints and `trainable` are those
+    of the original, shared layers stay shared; the copy is not compiled.
+
+    Args:
+        model: A Functional or built Sequential model, with nested ones if need be.
+        replacement: Called once with each layer; returns a new layer, whose weights are
+            the caller's to set, `REMOVED` for one with a single input that is to be
+            passed on, or None to copy the layer.
+
+    Returns:
+        The copy, and the new layer for each old one that is not removed.
+    """
+    check_graph(model)
+    made: dict[Any, Any] = {}
+    copied: list[Layer] = []
+
+    def copy(layer):
+        if layer not in made:
+            made[layer] = _exchange(layer)
+        return made[layer]
+
+    def _exchange(layer):
+        if is_graph(layer):
+            return _copy_model(layer, copy)
+        if not isinstance(layer, Layer):
+            return type(layer).from_config(layer.get_config())
+        new = replacement(layer)
+        if new is not None:
+            return new
+        if inner := inner_model(layer):
+            config = {**layer.get_config(), "layer": copy(inner)}
+            return keras.layers.TimeDistributed(**config)
+        copied.append(layer)
+        return type(layer).from_config(layer.get_config())
+
+    new_model = copy(model)
+    for layer in copied:
+        made[layer].set_weights(layer.get_weights())
+    pairs = {old: new for old, new in made.items() if new is not REMOVED}
+    return new_model, pairs
+
+
+def _copy_model(model: keras.Model, copy: Callable[[Layer], Any]) -> keras.Model:
+    functional = functional_part(model)
+    if isinstance(model, keras.Sequential):
+        (x,) = functional.inputs
+        first = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+        layers = [copy(layer) for layer in model.layers]
+        kept = [layer for layer in layers if layer is not REMOVED]
+        return keras.Sequential([first, *kept], name=model.name)
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+        model.input,
+    )
+    outputs = run_through(model, inputs, copy, _call)
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _call(layer, *args, **kwargs):
+    return args[0] if layer is REMOVED else layer(*args, **kwargs)
