@@ -2,6 +2,7 @@
 
 python benchmarks/bench_lr_finder.py measure results.json   # an hour or two, resumable
 python benchmarks/bench_lr_finder.py report results.json
+python benchmarks/bench_lr_finder.py cost
 
 For each task and seed: one range test by `kt.find_lr`, a short training at each of 15
 rates, and one at each rate that a rule reads from the range test. The regret of a rule
@@ -16,6 +17,7 @@ others.
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import keras
@@ -23,6 +25,7 @@ import numpy as np
 from keras import layers
 
 import keras_trainkit as kt
+from keras_trainkit.lr_finder._analyse import slide, valley
 
 GRID = np.logspace(-5, 1, 15)
 SEEDS = (0, 1, 2)
@@ -144,17 +147,131 @@ def measure(path, chosen):
 
 def rules(lrs, losses):
     """The rate that each rule reads from a range test; None where it has none."""
-    return {}
+    found = kt.lr_finder.analyse(lrs, losses)
+    rates = {"default": found.suggestion}
+    for name in ("steepest", "valley", "slide", "minimum"):
+        rates[name] = found.suggestions.get(name)
+    lrs, losses = np.asarray(lrs), np.asarray(losses)
+    slow = _until_it_diverges(_average(losses, 0.98))
+    count = len(slow)
+    # fast.ai leaves out the first tenth and the last five points.
+    begin, end = len(losses) // 10, count - 5 if count == len(losses) else count
+    part = lrs[begin:end], slow[begin:end]
+    rates["fast.ai steepest"] = part[0][int(np.argmin(np.gradient(part[1])))]
+    rates["fast.ai valley"] = valley(*part)
+    rates["fast.ai slide"] = slide(*part)
+    rates["fast.ai minimum"] = part[0][int(np.argmin(part[1]))] / 10
+    # Lightning leaves out the first ten points and the last.
+    slope = np.gradient(slow[10 : count - 1])
+    rates["Lightning"] = lrs[10 + int(np.argmin(slope))]
+    # torch-lr-finder: first 10 and last 5, an average without bias correction.
+    quick = losses.copy()
+    for step in range(1, len(quick)):
+        quick[step] = 0.05 * losses[step] + 0.95 * quick[step - 1]
+    count = len(_until_it_diverges(quick, 5))
+    slope = np.gradient(quick[10 : count - 5])
+    rates["torch-lr-finder"] = lrs[10 + int(np.argmin(slope))]
+    return rates
+
+
+def _average(losses, beta):
+    average, averages = 0.0, []
+    for step, loss in enumerate(losses):
+        average = beta * average + (1 - beta) * loss
+        averages.append(average / (1 - beta ** (step + 1)))
+    return np.array(averages)
+
+
+def _until_it_diverges(losses, factor=4):
+    bad = ~np.isfinite(losses) | (losses > factor * np.fmin.accumulate(losses))
+    return losses[: int(np.argmax(bad))] if bad.any() else losses
+
+
+def report(path):
+    results = json.loads(path.read_text())
+    regrets, rates = {}, {}
+    for name, (*_, optimizer, _) in TASKS.items():
+        usual = 1e-3 if "adam" in optimizer else 1e-2
+        for seed in SEEDS:
+            entry = results[f"{name}/{seed}"]
+            losses = {float(rate): loss for rate, loss in entry["losses"].items()}
+            best = min(losses[float(f"{rate:.3g}")] for rate in GRID)
+            found = {**rules(*entry["curve"]), "1e-3 always": 1e-3}
+            for rule, rate in found.items():
+                # Who gets no rate keeps the optimizer's own.
+                rate = float(f"{usual if rate is None else rate:.3g}")
+                regrets.setdefault(rule, []).append(losses[rate] - best)
+                rates.setdefault(rule, []).append(rate)
+    print("| rule | median regret | mean | worst | without a rate |")
+    print("|---|---|---|---|---|")
+    order = sorted(regrets, key=lambda rule: np.median(regrets[rule]))
+    for rule in order:
+        values = np.array(regrets[rule])
+        none = sum(
+            rules(*results[f"{name}/{seed}"]["curve"]).get(rule, 0) is None
+            for name in TASKS
+            for seed in SEEDS
+        )
+        print(
+            f"| {rule} | {np.median(values):.3f} | {values.mean():.3f} | "
+            f"{values.max():.3f} | {none} |"
+        )
+    print("\n| task | " + " | ".join(order) + " |")
+    print("|---" * (len(order) + 1) + "|")
+    for place, name in enumerate(TASKS):
+        part = slice(len(SEEDS) * place, len(SEEDS) * (place + 1))
+        cells = (f"{np.mean(regrets[rule][part]):.2f}" for rule in order)
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def cost(rounds):
+    """Time of a range test over that of a plain fit of as many steps, both as new."""
+    rng = np.random.default_rng(0)
+    print(f"Keras {keras.__version__} on {keras.backend.backend()}")
+    for kind, shape in (("mlp", (784,)), ("cnn", (28, 28, 1))):
+        x = rng.normal(size=(BATCH * 200, *shape)).astype("float32")
+        y = rng.integers(0, 10, len(x))
+
+        def new(kind=kind, shape=shape):
+            model = build(kind, shape)
+            model.compile(OPTIMIZERS["momentum"](), "sparse_categorical_crossentropy")
+            return model
+
+        def fit(model, x=x, y=y):
+            model.fit(x, y, batch_size=BATCH, verbose=0)
+
+        def search(model, x=x, y=y):
+            # To a rate at which nothing explodes, so that no step is left out.
+            found = kt.find_lr(model, x, y, batch_size=BATCH, max_lr=1e-3)
+            assert len(found.lrs) == 200
+
+        seconds = {fit: [], search: []}
+        for _ in range(rounds + 1):
+            for function, times in seconds.items():
+                model = new()
+                begun = time.perf_counter()
+                function(model)
+                times.append(time.perf_counter() - begun)
+        plain, test = (np.array(times[1:]) for times in seconds.values())
+        print(
+            f"{kind}: fit {np.median(plain):.3f} s, test {np.median(test):.3f} s, "
+            f"ratio {np.median(test / plain):.2f} "
+            f"({(test / plain).min():.2f} to {(test / plain).max():.2f})"
+        )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("command", choices=["measure", "report"])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("command", choices=["measure", "report", "cost"])
+    parser.add_argument("results", type=Path, nargs="?", help="a JSON file")
     parser.add_argument("tasks", nargs="*", help="some of the tasks; all by default")
     options = parser.parse_args()
     if options.command == "measure":
         measure(options.results, options.tasks)
+    elif options.command == "report":
+        report(options.results)
+    else:
+        cost(rounds=7)
 
 
 if __name__ == "__main__":

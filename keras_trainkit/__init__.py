@@ -22,5 +22,6 @@ from keras_trainkit import regularizers as regularizers
 from keras_trainkit import schedules as schedules
 from keras_trainkit import uncertainty as uncertainty
 from keras_trainkit.lr_finder import find_lr as find_lr
+from keras_trainkit.lr_finder import lr_sweep as lr_sweep
 
 __version__ = "0.1.0"

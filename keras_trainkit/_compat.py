@@ -163,3 +163,30 @@ def exchange_part(model: keras.Model, name: str, part: keras.layers.Layer) -> No
     delattr(model, name)
     model._tracker.untrack(old)
     setattr(model, name, part)
+
+
+def sync_state(model: keras.Model) -> None:
+    """Bring the variables up to date in the middle of a `fit`, or after one that broke.
+
+    On JAX they are behind the training step until Keras needs them, and would then be
+    overwritten. Tried on Keras 3.13 and 3.15.
+    """
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()
+
+
+@contextlib.contextmanager
+def loss_tracker(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
+    """Lets `metric` have the losses that Keras takes the mean of.
+
+    The loss of a single step is not public where one call runs several of them. Tried
+    on Keras 3.13 and 3.15.
+    """
+    # Past the model's own `__setattr__`, which would track the metric.
+    attributes = vars(model)
+    before = attributes["_loss_tracker"]
+    attributes["_loss_tracker"] = metric
+    try:
+        yield
+    finally:
+        attributes["_loss_tracker"] = before

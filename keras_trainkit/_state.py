@@ -6,32 +6,29 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from keras_trainkit._compat import torch_rng_state, unbuilt_as_before
+from keras_trainkit._compat import sync_state, torch_rng_state, unbuilt_as_before
 
 
 @contextlib.contextmanager
 def as_it_was(model: keras.Model) -> Iterator[None]:
     """Puts all state of a model back, whatever happens inside.
 
-    Weights, BatchNorm statistics, seed generators, metrics, the optimizer with its
-    slots and counts, and the compiled training step.
+    Weights, BatchNorm statistics, seed generators, metrics, which optimizer there is,
+    and the compiled training step. The optimizer's own state is not copied: what takes
+    steps inside exchanges the optimizer for a copy.
     """
     kept = {
         name: getattr(model, name, None)
         for name in ("optimizer", "steps_per_execution", "train_function")
     }
-    optimizer = kept["optimizer"]
-    variables = [
-        *model.variables,
-        *getattr(model, "metrics_variables", ()),
-        *(optimizer.variables if optimizer is not None else ()),
-    ]
+    variables = [*model.variables, *getattr(model, "metrics_variables", ())]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
     rng_state = torch_rng_state()
     try:
         with unbuilt_as_before(model) if model.compiled else contextlib.nullcontext():
             yield
     finally:
+        sync_state(model)
         torch_rng_state(rng_state)
         for name, value in kept.items():
             if getattr(model, name, None) is not value:

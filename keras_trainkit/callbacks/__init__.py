@@ -11,3 +11,4 @@ from keras_trainkit.callbacks._schedules import (
 )
 from keras_trainkit.callbacks._schedules import PowerSchedule as PowerSchedule
 from keras_trainkit.callbacks._signal_logger import SignalLogger as SignalLogger
+from keras_trainkit.lr_finder._find import LRFinder as LRFinder

@@ -1,5 +1,8 @@
 """Figures: each function takes a result and returns matplotlib Axes."""
 
+from keras_trainkit.plots._lr_finder import (
+    compare_learning_rates as compare_learning_rates,
+)
 from keras_trainkit.plots._lr_finder import lr_finder as lr_finder
 from keras_trainkit.plots._signal import signal as signal
 from keras_trainkit.plots._training import learning_curves as learning_curves

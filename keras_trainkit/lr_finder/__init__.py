@@ -1,0 +1,7 @@
+"""Find the learning rate: the range test."""
+
+from keras_trainkit.lr_finder._analyse import LRFinderResult as LRFinderResult
+from keras_trainkit.lr_finder._analyse import analyse as analyse
+from keras_trainkit.lr_finder._find import find_lr as find_lr
+from keras_trainkit.lr_finder._sweep import LRSweepResult as LRSweepResult
+from keras_trainkit.lr_finder._sweep import lr_sweep as lr_sweep

@@ -1,0 +1,219 @@
+"""Read a learning rate from a range test."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from keras_trainkit._checks import reject
+
+# Decades of the learning rate over which the smoothing's weights fall to 1 / e.
+_SMOOTHING = 0.2
+# A loss this many times the first ones ends the test.
+_DIVERGED = 4.0
+# The part of the whole descent that is done at the suggested rate. Chosen, like the
+# smoothing, on the tasks that benchmarks/bench_lr_finder.py keeps for it.
+_DESCENT = 0.75
+# The descent in standard errors: below the first it is put down to noise (of pure
+# noise, one test in twenty passes it), below the second it is called noisy.
+_EVIDENCE = (6.0, 10.0)
+# A descent by a smaller part of the loss is none.
+_SMALLEST = 0.02
+
+NO_DESCENT = "no descent: model does not learn at any rate"
+STILL_FALLING = "still falling at max_lr: raise it"
+DIVERGES = "diverges at min_lr: lower it"
+
+
+@dataclass(frozen=True, repr=False)
+class LRFinderResult:
+    """A learning-rate range test.
+
+    Attributes:
+        lrs: The learning rate of each step, increasing.
+        losses: The loss of each step, on its own batch.
+        smoothed: The losses, smoothed: the mean of two exponential moving averages with
+            bias correction, one from the left and one from the right, so that the curve
+            does not lag. Their weights fall by 1 / e in 0.2 decades of the rate.
+        suggestions: Rates by name, read from the smoothed losses; empty if there is no
+            descent. `"descent"`: where three quarters of the whole descent are done;
+            `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
+            middle of the longest run of falling losses; `"slide"`: the right end of the
+            descent, before the loss changes its slope; `"minimum"`: a tenth of the rate
+            of the lowest loss; `"one_cycle"`: half-way, on the logarithmic axis, from
+            that to the lowest, for the peak of a cycle.
+        suggestion: The rate to use, `"descent"`; None if there is no descent. For the
+            peak of one cycle take `suggestions["one_cycle"]`.
+        verdict: `"clear"`, `"noisy"`, or what is wrong with the test and what to do.
+    """
+
+    lrs: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    suggestions: dict[str, float] = field(default_factory=dict)
+    suggestion: float | None = None
+    verdict: str = "clear"
+
+    def summary(self) -> str:
+        """The suggestion and the verdict in one line."""
+        rate = "none" if self.suggestion is None else f"{self.suggestion:.3g}"
+        return (
+            f"LRFinderResult(suggestion {rate}, verdict {self.verdict!r}, "
+            f"{len(self.lrs)} steps from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g})"
+        )
+
+    __repr__ = summary
+
+
+def analyse(lrs: Any, losses: Any) -> LRFinderResult:
+    """Suggest a learning rate from the losses of a range test.
+
+    Points from the first loss on that is not finite, or four times as high as the first
+    ones, do not count.
+
+    Args:
+        lrs: Increasing learning rates.
+        losses: The loss at each.
+
+    Returns:
+        An `LRFinderResult` with the arrays that were given.
+
+    Raises:
+        ValueError: If the arrays do not fit, or have fewer than 10 points.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> lrs = np.logspace(-6, 0, 60)
+        >>> losses = 2 - np.tanh(np.log10(lrs) + 3)  # steepest at 1e-3
+        >>> result = kt.lr_finder.analyse(lrs, losses)
+        >>> round(result.suggestions["steepest"], 3), result.verdict
+        (0.001, 'clear')
+
+    Reference:
+        L. Smith, Cyclical Learning Rates for Training Neural Networks (2015),
+        arXiv:1506.01186, section 3.3.
+    """
+    lrs, losses = np.asarray(lrs, float), np.asarray(losses, float)
+    if lrs.ndim != 1 or len(lrs) < 10 or np.any(np.diff(lrs) <= 0) or lrs[0] <= 0:
+        reject("lrs", lrs, "at least 10 positive learning rates in increasing order")
+    if losses.shape != lrs.shape:
+        reject("losses", losses.shape, f"of the shape of lrs, {lrs.shape}")
+    usable = _usable(losses)
+    if usable < 10:
+        return LRFinderResult(lrs, losses, losses, verdict=DIVERGES)
+    smoothed, error = _smooth(lrs[:usable], losses[:usable])
+    lowest = int(np.argmin(smoothed))
+    begin = float(np.median(smoothed[: max(3, lowest // 4)]))
+    descent = begin - smoothed[lowest]
+    curve = np.concatenate([smoothed, losses[usable:]])
+    if descent < max(_EVIDENCE[0] * error, _SMALLEST * abs(begin)):
+        exploded = usable < len(losses) and lowest < usable / 4
+        verdict = DIVERGES if exploded else NO_DESCENT
+        return LRFinderResult(lrs, losses, curve, verdict=verdict)
+
+    on_the_way = smoothed <= begin - _DESCENT * descent
+    suggestions = {
+        "descent": lrs[int(np.argmax(on_the_way))],
+        "steepest": steepest(lrs[: lowest + 1], smoothed[: lowest + 1]),
+        "valley": valley(lrs[:usable], smoothed),
+        "slide": slide(lrs[:usable], smoothed),
+        "minimum": lrs[lowest] / 10,
+        "one_cycle": lrs[lowest] / math.sqrt(10),
+    }
+    verdict = "clear"
+    if usable == len(lrs) and _falls_at_the_end(lrs, smoothed, lowest):
+        verdict = STILL_FALLING
+    elif descent < _EVIDENCE[1] * error:
+        verdict = "noisy"
+    return LRFinderResult(
+        lrs,
+        losses,
+        curve,
+        {name: float(rate) for name, rate in suggestions.items()},
+        float(suggestions["descent"]),
+        verdict,
+    )
+
+
+def steepest(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """The rate at which the losses fall fastest per decade."""
+    if len(lrs) < 2:
+        return float(lrs[0])
+    return float(lrs[int(np.argmin(np.gradient(losses, np.log(lrs))))])
+
+
+def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
+    """The rate in the middle of the longest falling subsequence of the losses."""
+    length = np.ones(len(losses), int)
+    for i in range(1, len(losses)):
+        higher = losses[:i] > losses[i]
+        if higher.any():
+            length[i] = length[:i][higher].max() + 1
+    end = int(np.argmax(length))
+    return float(lrs[end - (int(length[end]) - 1) // 2])
+
+
+def slide(lrs: np.ndarray, losses: np.ndarray, width=15, tolerance=0.005) -> float:
+    """The rate where the slope stops changing, coming from the highest rate.
+
+    Args:
+        lrs: The learning rates.
+        losses: Their losses.
+        width: Number of steps between the two slopes that are compared.
+        tolerance: Largest difference between them.
+    """
+    slope = np.gradient(losses)
+    width = min(width, len(losses) - 1)
+    left = len(losses) - 1 - width
+    while left > 0 and abs(slope[left + width] - slope[left]) > tolerance:
+        left -= 1
+    return float(lrs[left])
+
+
+def exploded(losses: list[float]) -> bool:
+    """Whether a test that goes on can add nothing."""
+    if not math.isfinite(losses[-1]):
+        return True
+    return len(losses) > 10 and losses[-1] > 2 * _DIVERGED * float(
+        np.median(losses[:5])
+    )
+
+
+def _usable(losses: np.ndarray) -> int:
+    """Number of points before the loss explodes."""
+    start = np.median(losses[:5])
+    if not np.isfinite(start):
+        return 0
+    bad = ~np.isfinite(losses) | (losses > _DIVERGED * max(start, 1e-12))
+    return int(np.argmax(bad)) if bad.any() else len(losses)
+
+
+def _smooth(lrs: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float]:
+    """The smoothed losses, and their standard error."""
+    step = np.log10(lrs[-1] / lrs[0]) / (len(lrs) - 1)
+    beta = math.exp(-step / _SMOOTHING)
+    smoothed = (_average(losses, beta) + _average(losses[::-1], beta)[::-1]) / 2
+    # The noise from one step to the next on the way down; behind the lowest point the
+    # losses scatter far more.
+    lowest = max(int(np.argmin(smoothed)), 9)
+    jumps = np.abs(np.diff(losses[: lowest + 1]))
+    noise = max(1.4826 * float(np.median(jumps)) / math.sqrt(2), 1e-12)
+    # The weights: 1 - beta in the middle, half of it times beta^n at a distance n.
+    squares = (1 - beta) ** 2 * (1 + beta**2 / (2 * (1 - beta**2)))
+    return smoothed, noise * math.sqrt(squares)
+
+
+def _average(losses: np.ndarray, beta: float) -> np.ndarray:
+    """The exponential moving average, divided by the sum of its weights."""
+    averages, average = np.empty(len(losses)), 0.0
+    for step, loss in enumerate(losses):
+        average = beta * average + (1 - beta) * loss
+        averages[step] = average / (1 - beta ** (step + 1))
+    return averages
+
+
+def _falls_at_the_end(lrs, smoothed, lowest: int) -> bool:
+    """Whether the lowest loss is the last, and the slope there is still steep."""
+    slope = np.gradient(smoothed, np.log(lrs))
+    return lowest >= len(lrs) - 2 and slope[-2:].mean() < slope.min() / 4

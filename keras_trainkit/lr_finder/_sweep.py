@@ -1,0 +1,119 @@
+"""Trainings at several learning rates, side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import check_choice, check_positive, reject
+
+
+@dataclass(frozen=True, repr=False)
+class LRSweepResult:
+    """The learning curves of trainings that differ in their learning rate.
+
+    Attributes:
+        rates: The learning rates, `(rates,)`.
+        curves: What `fit` logs, by name (`"loss"`, `"val_loss"`, ...), each an array of
+            shape `(rates, epochs)`; NaN after a training that diverged or stopped.
+    """
+
+    rates: np.ndarray
+    curves: dict[str, np.ndarray]
+
+    def best(self, monitor: str = "loss", mode: str = "min") -> float:
+        """The rate with the best last value of a curve.
+
+        Args:
+            monitor: The name of the curve.
+            mode: `"min"` or `"max"`.
+        """
+        check_choice("monitor", monitor, self.curves)
+        check_choice("mode", mode, ("min", "max"))
+        last = self.curves[monitor][:, -1] * (1 if mode == "min" else -1)
+        return float(self.rates[int(np.argmin(np.where(np.isnan(last), np.inf, last)))])
+
+    def summary(self) -> str:
+        """The last value of each curve at each rate."""
+        lines = [f"{'rate':>9} " + " ".join(f"{name:>13}" for name in self.curves)]
+        for place, rate in enumerate(self.rates):
+            ends = (curve[place, -1] for curve in self.curves.values())
+            lines.append(f"{rate:9.3g} " + " ".join(f"{end:13.4g}" for end in ends))
+        return "\n".join(lines)
+
+    __repr__ = summary
+
+
+def lr_sweep(
+    build: Callable[[], keras.Model],
+    rates: Sequence[float],
+    x: Any,
+    y: Any = None,
+    *,
+    epochs: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+    **fit_options: Any,
+) -> LRSweepResult:
+    """Train a new model at each of several learning rates.
+
+    Args:
+        build: Returns a new compiled model, whose optimizer has a plain number for its
+            learning rate.
+        rates: The learning rates.
+        x: As in `fit`.
+        y: As in `fit`.
+        epochs: Number of epochs of each training.
+        seed: Seed of `keras.utils.set_random_seed` before each, so that they begin with
+            the same weights and order of the data.
+        progress: Whether to show a progress bar.
+        **fit_options: For `fit`, such as `validation_data` and `batch_size`.
+
+    Returns:
+        An `LRSweepResult`.
+
+    Raises:
+        ValueError: If a rate is not positive, or there is none.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> def build():
+        ...     model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        ...     return kt.models.PRESETS["default"].compile(model)
+        >>> labels = (x[:, 0] > 0).astype(int)
+        >>> sweep = kt.lr_sweep(build, [1e-5, 0.1], x, labels, progress=False)
+        >>> sweep.curves["loss"].shape, sweep.best()
+        ((2, 1), 0.1)
+    """
+    rates = [check_positive("rates", rate) for rate in rates]
+    if not rates:
+        reject("rates", rates, "at least one learning rate")
+    bar = keras.utils.Progbar(len(rates), unit_name="rate") if progress else None
+    histories = []
+    for count, rate in enumerate(rates, 1):
+        keras.utils.set_random_seed(seed)
+        model = build()
+        model.optimizer.learning_rate = rate
+        options = {"verbose": 0, **fit_options}
+        options["callbacks"] = [
+            *options.get("callbacks", ()),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+        history = model.fit(x, y, epochs=epochs, **options).history
+        histories.append(history)
+        if bar is not None:
+            bar.update(count, [("loss", history["loss"][-1])])
+    curves = {
+        name: np.array(
+            [_padded(history.get(name, []), epochs) for history in histories]
+        )
+        for name in dict.fromkeys(name for history in histories for name in history)
+    }
+    return LRSweepResult(np.array(rates), curves)
+
+
+def _padded(values: list[float], epochs: int) -> list[float]:
+    return [*values, *[np.nan] * (epochs - len(values))]
