@@ -67,8 +67,10 @@ class Graph:
     def remove(self, layer: Layer) -> None:
         """Take a layer out: what consumed its output consumes its input."""
         for call in self.calls_of(layer):
-            (before,), (after,) = call.inputs, call.outputs
-            before.consumers.remove(call)
+            # A mask may come along with the input.
+            before, (after,) = call.inputs[0], call.outputs
+            for edge in call.inputs:
+                edge.consumers.remove(call)
             before.consumers += after.consumers
             before.is_output |= after.is_output
             for consumer in after.consumers:

@@ -520,3 +520,65 @@ def test_a_rebuilt_graph_is_the_same(rng):
     paths = [call.path for call in _graph.read(model).calls]
     assert paths.count("inner/d") == 2
     assert "time_distributed/bn" in paths
+
+
+def test_synchronized_norms_and_masks(rng):
+    model = randomize_norms(
+        keras.Sequential(
+            [
+                keras.Input((3,), dtype="int32"),
+                layers.Embedding(2, 4, mask_zero=True),
+                layers.TimeDistributed(layers.Dense(5)),
+                BN(synchronized=keras.backend.backend() == "tensorflow"),
+                layers.LSTM(2),
+            ]
+        )
+    )
+    result = fold(model)
+    assert len(result.folded) == 1
+    x = np.array([[1, 1, 0], [1, 0, 0]])
+    assert relative_error(model, result.model, x) <= 1e-5
+
+
+def test_quantized_and_lora_layers_are_left_alone():
+    for change in (
+        lambda layer: layer.quantize("int8"),
+        lambda layer: layer.enable_lora(1),
+    ):
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(5, name="d"), BN()])
+        change(model.layers[0])
+        result = fold(model)
+        assert "d stands in front of it" in next(iter(result.kept.values()))
+
+
+def test_a_folded_model_is_exported(tmp_path, rng):
+    model = randomize_norms(
+        keras.Sequential([keras.Input((4,)), layers.Dense(5), BN(), layers.ReLU()])
+    )
+    folded = fold(model).model
+    x = rng.normal(size=(3, 4)).astype("float32")
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        folded.export(tmp_path / "saved", verbose=False)
+        served = tf.saved_model.load(tmp_path / "saved")
+        np.testing.assert_allclose(
+            to_numpy(served.serve(x)), to_numpy(model(x)), atol=1e-5
+        )
+    kt.export.to_litert(folded, tmp_path / "folded.tflite")
+    got = kt.export.predict_litert(tmp_path / "folded.tflite", x)
+    np.testing.assert_allclose(got, to_numpy(model(x)), atol=1e-5)
+
+
+def test_weight_normalization_is_stripped_and_folds(rng):
+    wrap = kt.layers.WeightNormalization
+    model = randomize_norms(
+        keras.Sequential([keras.Input((5, 5, 2)), wrap(layers.Conv2D(4, 3)), BN()])
+    )
+    assert "stands in front of it" in fold(model).kept["batch_normalization"]
+    plain = kt.folding.strip_weight_normalization(model)
+    x = rng.normal(size=(3, 5, 5, 2)).astype("float32")
+    assert relative_error(model, plain, x) <= 1e-5
+    assert relative_error(model, fold(plain).model, x) <= 1e-5
+    with pytest.raises(ValueError, match=r"WeightNormalization layer.*model='"):
+        kt.folding.strip_weight_normalization(plain)

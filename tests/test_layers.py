@@ -217,6 +217,8 @@ def test_weight_normalization_adapts_to_data(kind, rng):
         (lambda: kt.layers.RReLU(0.5, 0.1), r"upper.*Received: upper=0.1"),
         (lambda: kt.layers.CReLU(0.5), r"axis=0.5"),
         (lambda: kt.layers.CReLU()(np.ones((2, 0))), r"input_shape=\(2, 0\)"),
+        (lambda: kt.layers.RReLU()(np.ones((2, 0))), r"input_shape=\(2, 0\)"),
+        (lambda: kt.layers.MCDropout(0.5)(np.ones((2, 0))), r"input_shape=\(2, 0\)"),
         (lambda: kt.layers.CReLU(axis=0)(np.ones((2, 3))), r"axis=0"),
         (lambda: kt.layers.CReLU(axis=2)(np.ones((2, 3))), r"axis=2"),
         (lambda: kt.layers.LocalResponseNormalization(0), r"size=0"),

@@ -2,11 +2,17 @@
 
 import keras
 
+from keras_trainkit.layers._axis import check_not_empty
+
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
 class _AlwaysOn:
     """A mixin in front of one of Keras's dropout layers."""
+
+    def build(self, input_shape):
+        check_not_empty(input_shape)
+        super().build(input_shape)  # type: ignore[misc]
 
     def call(self, inputs, training=False):
         return super().call(inputs, training=True)  # type: ignore[misc]

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_trainkit._checks import check_finite, reject
+from keras_trainkit.layers._axis import check_not_empty
 
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
@@ -52,6 +53,9 @@ class RReLU(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
+
+    def build(self, input_shape):
+        check_not_empty(input_shape)
 
     def call(self, inputs, training=False):
         if training and self.upper > self.lower:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit import layers
+from keras_trainkit import _graph, layers
 from keras_trainkit._checks import check_integer, reject
 
 # From each of Keras's dropouts to the one that stays on.
@@ -68,7 +68,7 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
             the layers keep the seeds they have.
 
     Returns:
-        The copy.
+        The copy, not compiled.
 
     Raises:
         ValueError: If the model has no dropout layer, or is subclassed.
@@ -79,30 +79,35 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     """
     if seed is not None:
         check_integer("seed", seed, minimum=0)
+    if not _graph.is_graph(model):
+        raise ValueError(
+            "`model` must be a Functional or a built Sequential model; in a subclassed "
+            "one, use kt.layers.MCDropout in place of Dropout. Received: "
+            f"model={model!r} of type {type(model).__name__}"
+        )
     live: list[str] = []
 
     def always_on(layer):
-        cls: Any = _ALWAYS_ON.get(type(layer), type(layer))
-        config = layer.get_config()
-        if cls in _ALWAYS_ON.values():
-            live.append(layer.name)
-            if seed is not None:
-                sequence = np.random.SeedSequence([seed, len(live)])
-                # Keras wants a signed 32-bit integer.
-                config["seed"] = int(sequence.generate_state(1)[0] >> 1)
-        return cls.from_config(config)
+        inner = (
+            layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
+        )
+        cls: Any = _ALWAYS_ON.get(type(inner), type(inner))
+        if cls not in _ALWAYS_ON.values():
+            return None
+        live.append(layer.name)
+        config = inner.get_config()
+        if seed is not None:
+            sequence = np.random.SeedSequence([seed, len(live)])
+            # Keras wants a signed 32-bit integer.
+            config["seed"] = int(sequence.generate_state(1)[0] >> 1)
+        new = cls.from_config(config)
+        if inner is layer:
+            return new
+        return type(layer)(**{**layer.get_config(), "layer": new})
 
-    try:
-        copy = keras.models.clone_model(model, clone_function=always_on, recursive=True)
-    except ValueError as error:
-        raise ValueError(
-            "`model` must be a Sequential or Functional model; in a subclassed one, "
-            "use kt.layers.MCDropout in place of Dropout. Received: "
-            f"model={model.name} of type {type(model).__name__}"
-        ) from error
+    copy, _ = _graph.rebuild(model, always_on)
     if not live:
         reject("model", model.name, "a model with at least one dropout layer")
-    copy.set_weights(model.get_weights())
     return copy
 
 
