@@ -46,15 +46,17 @@ NETWORKS = {
     **{f"EfficientNetV2{size}": SMALL for size in "SML"},
 }
 
+CHAOTIC = {"EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"}
+
 
 def build(name, shape=None):
     network = getattr(keras.applications, name)(
         input_shape=shape or NETWORKS[name], weights=None
     )
-    return randomize(network)
+    return randomize(network, gamma=0.5 if name in CHAOTIC else 1.0)
 
 
-def randomize(model):
+def randomize(model, gamma=1.0):
     rng = np.random.default_rng(0)
     for variable in model.variables:
         name = variable.path.split("/")[-1]
@@ -63,9 +65,10 @@ def randomize(model):
         elif name in ("beta", "moving_mean"):
             variable.assign(0.1 * rng.normal(size=variable.shape))
         elif name == "gamma":
-            # Far from 0, where a deep network would fade.
+            # Far from 0, where a deep network would fade, and not so far that it makes
+            # chaos of the last bit of its inputs.
             sign = rng.choice([-1, 1], variable.shape)
-            variable.assign(sign * rng.uniform(0.7, 1.3, variable.shape))
+            variable.assign(gamma * sign * rng.uniform(0.7, 1.3, variable.shape))
     return model
 
 

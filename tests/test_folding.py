@@ -490,6 +490,18 @@ def test_real_networks():
     assert norms(result.model) == []
 
 
+def test_a_deep_network_may_make_more_of_rounding(rng):
+    # Chaos: each layer multiplies a difference by more than 1.
+    deep = [keras.Input((30,))]
+    for seed in range(18):
+        normal = keras.initializers.RandomNormal(0, 1, seed=seed)
+        deep += [layers.Dense(30, kernel_initializer=normal), BN()]
+        deep.append(layers.Activation("tanh"))
+    result = fold(randomize_norms(keras.Sequential(deep)))
+    assert len(result.folded) == 18
+    assert result.max_error > 1e-5
+
+
 def test_a_wrong_fold_raises(monkeypatch):
     model = randomize_norms(
         keras.Sequential([keras.Input((4,)), layers.Dense(5), BN()])

@@ -109,7 +109,9 @@ def test_a_subclassed_model_is_refused():
         def call(self, inputs):
             return inputs
 
-    with pytest.raises(ValueError, match="must be a Functional or a built Sequential model"):
+    with pytest.raises(
+        ValueError, match="must be a Functional or a built Sequential model"
+    ):
         kt.uncertainty.to_mc(Own())
 
 

@@ -41,8 +41,9 @@ class LRFinderResult:
             `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
             middle of the longest run of falling losses; `"slide"`: the right end of the
             descent, before the loss changes its slope; `"minimum"`: a tenth of the rate
-            of the lowest loss; `"one_cycle"`: half-way, on the logarithmic axis, from
-            that to the lowest, for the peak of a cycle.
+            of the lowest loss; `"one_cycle"`, for the peak of a cycle: half a decade
+            below the rate at which the loss has risen from there by a tenth of the
+            descent.
         suggestion: The rate to use, `"descent"`; None if there is no descent. For the
             peak of one cycle take `suggestions["one_cycle"]`.
         verdict: `"clear"`, `"noisy"`, or what is wrong with the test and what to do.
@@ -119,7 +120,7 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
         "valley": valley(lrs[:usable], smoothed),
         "slide": slide(lrs[:usable], smoothed),
         "minimum": lrs[lowest] / 10,
-        "one_cycle": lrs[lowest] / math.sqrt(10),
+        "one_cycle": lrs[_edge(smoothed, lowest, descent)] / math.sqrt(10),
     }
     verdict = "clear"
     if usable == len(lrs) and _falls_at_the_end(lrs, smoothed, lowest):
@@ -169,6 +170,12 @@ def slide(lrs: np.ndarray, losses: np.ndarray, width=15, tolerance=0.005) -> flo
     while left > 0 and abs(slope[left + width] - slope[left]) > tolerance:
         left -= 1
     return float(lrs[left])
+
+
+def _edge(smoothed: np.ndarray, lowest: int, descent: float) -> int:
+    """The last point behind the lowest before the losses rise."""
+    risen = smoothed[lowest:] > smoothed[lowest] + descent / 10
+    return lowest + int(np.argmax(risen)) - 1 if risen.any() else len(smoothed) - 1
 
 
 def exploded(losses: list[float]) -> bool:
