@@ -82,3 +82,12 @@ def test_signal_shows_what_each_layer_has(rng):
     assert [len(line.get_xdata()) for line in gradients.get_lines()] == [2, 2]
     assert gradients.get_yscale() == "log"
     kt.plots.signal(kt.diagnostics.signal_report(model, x))
+
+
+def test_reliability_shows_accuracy_over_confidence():
+    p = np.array([[0.7, 0.3], [0.6, 0.4], [0.95, 0.05]])
+    curve = kt.uncertainty.reliability_curve(np.array([0, 1, 0]), p, 5)
+    ax = kt.plots.reliability(curve)
+    _, accuracy = ax.get_lines()
+    np.testing.assert_array_equal(accuracy.get_ydata(), curve.accuracy)
+    assert [bar.get_height() for bar in ax.patches] == [0, 0, 1 / 3, 1 / 3, 1 / 3]

@@ -76,7 +76,7 @@ def compare_learning_rates(
     Raises:
         ValueError: If there is no curve of that name.
     """
-    from matplotlib import colormaps, pyplot
+    from matplotlib import colormaps, pyplot, ticker
 
     check_choice("monitor", monitor, sweep.curves)
     if ax is None:
@@ -88,6 +88,7 @@ def compare_learning_rates(
         gone = " (diverged)" if np.isnan(curve[-1]) else ""
         ax.plot(epochs, curve, ".-", color=colour, label=f"{rate:.2g}{gone}")
     ax.set(xlabel="epoch", ylabel=monitor)
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     ax.legend(title="learning rate")
     ax.grid(alpha=0.3)
     return ax

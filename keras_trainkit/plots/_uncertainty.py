@@ -1,7 +1,7 @@
 """Figures of uncertainty."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,3 +59,29 @@ def _bars(ax: "Axes", p: np.ndarray, label: int, class_names: Sequence[str]) -> 
     for place, k in enumerate(best):
         ax.text(0.02, place, f"{class_names[k]} {p[k]:.0%}", va="center", fontsize=7)
     ax.set(xlim=(0, 1), ylim=(2.6, -0.6))
+
+
+def reliability(curve: Any, ax: Any = None) -> Any:
+    """Draw a reliability diagram: accuracy over confidence, and the rows of each bin.
+
+    Args:
+        curve: A `kt.uncertainty.ReliabilityCurve`.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    from matplotlib import pyplot
+
+    if ax is None:
+        ax = pyplot.subplots(layout="constrained")[1]
+    bins = len(curve.count)
+    middles = (np.arange(bins) + 0.5) / bins
+    share = curve.count / max(curve.count.sum(), 1)
+    ax.bar(middles, share, width=1 / bins, color="C7", alpha=0.3, label="share of rows")
+    ax.plot([0, 1], [0, 1], "--", color="C7", label="calibrated")
+    ax.plot(curve.confidence, curve.accuracy, "o-", color="C0", label="accuracy")
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend()
+    ax.grid(alpha=0.3)
+    return ax
