@@ -82,7 +82,7 @@ def test_rules_on_curves_whose_answer_is_known():
 def test_smoothing_is_two_moving_averages_with_bias_correction(rng):
     lrs = np.logspace(-5, 0, 26)
     losses = 2 - np.tanh(np.log10(lrs) + 3) + rng.normal(0, 0.01, 26)
-    weights = np.exp(-np.abs(np.arange(26)[:, None] - np.arange(26)) * 0.2 / 0.2)
+    weights = np.exp(-np.abs(np.arange(26)[:, None] - np.arange(26)) * 0.2 / 0.1)
     left = np.tril(weights)
     right = np.triu(weights)
     by_hand = sum((w / w.sum(1, keepdims=True)) @ losses / 2 for w in (left, right))

@@ -9,7 +9,7 @@ import numpy as np
 from keras_trainkit._checks import reject
 
 # Decades of the learning rate over which the smoothing's weights fall to 1 / e.
-_SMOOTHING = 0.2
+_SMOOTHING = 0.1
 # A loss this many times the first ones ends the test.
 _DIVERGED = 4.0
 # The part of the whole descent that is done at the suggested rate. Chosen, like the
@@ -17,7 +17,7 @@ _DIVERGED = 4.0
 _DESCENT = 0.75
 # The descent in standard errors: below the first it is put down to noise (of pure
 # noise, one test in twenty passes it), below the second it is called noisy.
-_EVIDENCE = (6.0, 10.0)
+_EVIDENCE = (5.0, 10.0)
 # A descent by a smaller part of the loss is none.
 _SMALLEST = 0.02
 
@@ -35,7 +35,7 @@ class LRFinderResult:
         losses: The loss of each step, on its own batch.
         smoothed: The losses, smoothed: the mean of two exponential moving averages with
             bias correction, one from the left and one from the right, so that the curve
-            does not lag. Their weights fall by 1 / e in 0.2 decades of the rate.
+            does not lag. Their weights fall by 1 / e in 0.1 decades of the rate.
         suggestions: Rates by name, read from the smoothed losses; empty if there is no
             descent. `"descent"`: where three quarters of the whole descent are done;
             `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
