@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -43,29 +44,36 @@ def outputs(
     with contextlib.ExitStack() as stack:
         for layer in layers:
             inner = before_activation and callable(getattr(layer, "activation", None))
+
+            def keep(taken, given, layer=layer, inner=inner):
+                seen.setdefault(layer, []).extend(
+                    _rows(tensor, layer)
+                    for tensor in keras.tree.flatten(taken if inner else given)
+                )
+
             name = "activation" if inner else "call"
-            stack.enter_context(_tapped(layer, name, seen, of_input=inner))
+            stack.enter_context(_tapped(layer, name, keep))
         model(x, training=training)
-    return {
-        layer: np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
-        for layer, arrays in seen.items()
-    }
+    return {layer: np.concatenate(arrays) for layer, arrays in seen.items()}
+
+
+def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
+    """What a layer takes in from a pass, the uses of a shared one in one batch."""
+    seen: list = []
+    with _tapped(layer, "call", lambda taken, _: seen.append(taken)):
+        model(x, training=False)
+    return keras.ops.concatenate(seen)
 
 
 @contextlib.contextmanager
-def _tapped(layer, name: str, seen: dict, of_input: bool) -> Iterator[None]:
+def _tapped(layer, name: str, keep: Callable) -> Iterator[None]:
+    """Shows `keep` what a layer's function takes first and what it returns."""
     function: Callable = getattr(layer, name)
     own = name in vars(layer)
-    units = -1
-    if getattr(layer, "data_format", None) == "channels_first":
-        units = 1
 
-    def tap(*args, **kwargs):
-        result = function(*args, **kwargs)
-        for tensor in keras.tree.flatten(args[0] if of_input else result):
-            array = keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
-            array = array.reshape(-1, 1) if array.ndim < 2 else array
-            seen.setdefault(layer, []).append(np.moveaxis(array, units, -1))
+    def tap(first, *args, **kwargs):
+        result = function(first, *args, **kwargs)
+        keep(first, result)
         return result
 
     setattr(layer, name, tap)
@@ -76,3 +84,12 @@ def _tapped(layer, name: str, seen: dict, of_input: bool) -> Iterator[None]:
             setattr(layer, name, function)
         else:
             delattr(layer, name)
+
+
+def _rows(tensor, layer) -> np.ndarray:
+    """A tensor as a matrix with a column for each unit."""
+    array = keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
+    array = array.reshape(-1, 1) if array.ndim < 2 else array
+    if getattr(layer, "data_format", None) == "channels_first":
+        array = np.moveaxis(array, 1, -1)
+    return array.reshape(-1, array.shape[-1])

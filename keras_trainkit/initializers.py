@@ -6,7 +6,7 @@ from keras import layers
 
 from keras_trainkit._checks import check_integer, check_positive, reject
 from keras_trainkit._kernels import Kernel, kernels
-from keras_trainkit._recording import leaves, outputs
+from keras_trainkit._recording import inputs, leaves, outputs
 from keras_trainkit.layers import WeightNormalization
 
 _LINEAR = (
@@ -124,7 +124,7 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
     before = model.get_weights()
     try:
         for layer in chosen:
-            layer.adapt(_inputs(model, batch, layer))
+            layer.adapt(inputs(model, batch, layer))
     except BaseException:
         model.set_weights(before)
         raise
@@ -166,20 +166,3 @@ def _spread(model, batch, layer) -> float:
             f"Received: batch with a standard deviation of {std:g} in {layer.name!r}"
         )
     return std
-
-
-def _inputs(model, batch, layer):
-    """What a layer gets from a batch."""
-    seen = []
-    call = layer.call
-
-    def tap(inputs, *args, **kwargs):
-        seen.append(inputs)
-        return call(inputs, *args, **kwargs)
-
-    layer.call = tap
-    try:
-        model(batch, training=False)
-    finally:
-        del layer.call
-    return keras.ops.concatenate(seen)
