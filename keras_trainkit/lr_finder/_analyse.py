@@ -13,7 +13,8 @@ _SMOOTHING = 0.1
 # A loss this many times the first ones ends the test.
 _DIVERGED = 4.0
 # The part of the whole descent that is done at the suggested rate. Chosen, like the
-# smoothing, on the tasks that benchmarks/bench_lr_finder.py keeps for it.
+# smoothing and the bound below, on the tasks that benchmarks/bench_lr_finder.py keeps
+# for it.
 _DESCENT = 0.75
 # The descent in standard errors: below the first it is put down to noise (of pure
 # noise, one test in twenty passes it), below the second it is called noisy.
@@ -37,7 +38,8 @@ class LRFinderResult:
             bias correction, one from the left and one from the right, so that the curve
             does not lag. Their weights fall by 1 / e in 0.1 decades of the rate.
         suggestions: Rates by name, read from the smoothed losses; empty if there is no
-            descent. `"descent"`: where three quarters of the whole descent are done;
+            descent. `"descent"`: where three quarters of the whole descent are done,
+            but at most half the rate of the lowest loss;
             `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
             middle of the longest run of falling losses; `"slide"`: the right end of the
             descent, before the loss changes its slope; `"minimum"`: a tenth of the rate
@@ -115,7 +117,7 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
 
     on_the_way = smoothed <= begin - _DESCENT * descent
     suggestions = {
-        "descent": lrs[int(np.argmax(on_the_way))],
+        "descent": min(lrs[int(np.argmax(on_the_way))], lrs[lowest] / 2),
         "steepest": steepest(lrs[: lowest + 1], smoothed[: lowest + 1]),
         "valley": valley(lrs[:usable], smoothed),
         "slide": slide(lrs[:usable], smoothed),
