@@ -533,6 +533,12 @@ def test_bad_curves():
         kt.lr_finder.analyse(np.arange(1, 12), np.zeros(3))
 
 
+def test_what_yields_no_batches_is_refused():
+    for source in ("text", 3):
+        with pytest.raises(ValueError, match=r"`x` must be an array or an iterable"):
+            kt.find_lr(make_model(), source)
+
+
 def test_an_uncompiled_model_is_refused():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(ValueError, match="`model` must be a compiled Keras model"):

@@ -378,7 +378,7 @@ def _batches(
     for name, value in (("batch_size", batch_size), ("sample_weight", sample_weight)):
         if value is not None:
             reject(name, value, "None where x yields batches")
-    if not isinstance(x, Iterable | keras.utils.PyDataset):
+    if isinstance(x, str) or not isinstance(x, Iterable | keras.utils.PyDataset):
         reject("x", type(x), "an array or an iterable of batches")
     if isinstance(x, keras.utils.PyDataset):
         x = _PyDatasetBatches(x)
