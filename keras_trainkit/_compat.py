@@ -125,6 +125,38 @@ def nodes(model: keras.Model) -> list[Any]:
     ]
 
 
+def run_node(node: Any, tensors: list[Any]) -> Any:
+    """Make one of those calls with other tensors, in the order of `input_tensors`.
+
+    Which arguments a layer was called with is not public. Tried on Keras 3.13 and 3.15.
+    """
+    by_input = {id(x): t for x, t in zip(node.input_tensors, tensors, strict=True)}
+    args, kwargs = node.arguments.fill_in(by_input)
+    return node.operation(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def patched(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Gives objects other attributes for a while: `(object, name, value)` of each.
+
+    Keras's dropouts have no argument for their random numbers, and its generators
+    carry a state that a loop inside a compiled function cannot. Not by `setattr`, which
+    Keras and PyTorch watch. Tried on Keras 3.13 and 3.15.
+    """
+    done: list[tuple[dict, str]] = []
+    try:
+        for target, name, value in changes:
+            attributes = vars(target)
+            if name in attributes:
+                raise RuntimeError(f"{target!r} has its own `{name}` already")
+            attributes[name] = value
+            done.append((attributes, name))
+        yield
+    finally:
+        for attributes, name in done:
+            del attributes[name]
+
+
 def functional_part(model: keras.Model) -> Any:
     """The Functional model inside a Sequential one; a Functional model itself.
 

@@ -12,7 +12,7 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import functional_part, nodes, run_through
+from keras_trainkit._compat import functional_part, nodes, run_node, run_through
 
 
 @dataclass(eq=False)
@@ -42,6 +42,7 @@ class Call:
         inputs: What it takes in.
         outputs: What it puts out.
         training: The `training` that it is called with, if any.
+        node: What Keras keeps of the call.
     """
 
     layer: Any
@@ -49,6 +50,11 @@ class Call:
     inputs: list[Edge]
     outputs: list[Edge]
     training: bool | None = None
+    node: Any = None
+
+    def run(self, tensors: list[Any]) -> list[Any]:
+        """What the layer makes of tensors for the inputs."""
+        return keras.tree.flatten(run_node(self.node, tensors))
 
 
 @dataclass(eq=False)
@@ -56,9 +62,16 @@ class Graph:
     """The calls of a model in the order of a pass, nested models opened up.
 
     A layer that is shared, or that stands in a shared model, has several calls.
+
+    Attributes:
+        calls: The calls.
+        inputs: What the model takes in.
+        outputs: What it puts out.
     """
 
     calls: list[Call]
+    inputs: list[Edge] = field(default_factory=list)
+    outputs: list[Edge] = field(default_factory=list)
 
     def calls_of(self, layer: Layer) -> list[Call]:
         """The uses of a layer."""
@@ -96,7 +109,7 @@ def check_graph(model: Any) -> None:
 def read(model: keras.Model) -> Graph:
     """The graph of a Functional or built Sequential model."""
     graph = Graph([])
-    _expand_alone(graph, model, "")
+    graph.inputs, graph.outputs = _expand_alone(graph, model, "")
     return graph
 
 
@@ -107,11 +120,13 @@ def inner_model(layer: Any) -> keras.Model | None:
     return None
 
 
-def _expand_alone(graph: Graph, model: keras.Model, path: str) -> None:
+def _expand_alone(graph: Graph, model: keras.Model, path: str) -> tuple[list, list]:
     """Add a model's calls, with inputs from nowhere and outputs to anywhere."""
     inputs = [Edge(tuple(x.shape)) for x in functional_part(model).inputs]
-    for edge in _expand(graph, model, inputs, path):
+    outputs = _expand(graph, model, inputs, path)
+    for edge in outputs:
         edge.is_output = True
+    return inputs, outputs
 
 
 def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
@@ -130,7 +145,7 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
             if inner := inner_model(layer):
                 _expand_alone(graph, inner, f"{own_path}/")
             training = node.arguments.kwargs.get("training")
-            call = Call(layer, own_path, taken, [], training)
+            call = Call(layer, own_path, taken, [], training, node)
             put_out = [Edge(tuple(x.shape), call) for x in node.outputs]
             call.outputs = put_out
             for edge in taken:

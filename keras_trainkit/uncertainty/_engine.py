@@ -1,0 +1,347 @@
+"""Many passes of a model with its dropout active, in one compiled function."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainkit import _graph
+from keras_trainkit._checks import reject
+from keras_trainkit._compat import functional_part, sublayers
+from keras_trainkit.uncertainty._noise import Noise, drops, live
+
+# Numbers in the largest tensor of a pass: enough to keep the cores busy, and not far
+# beyond their caches.
+_BUDGET = 2**22
+# Of a row, where a subclassed model does not tell.
+_USUAL_WIDTH = 4096
+_TINY = float(np.finfo(np.float32).tiny)
+Sums = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a compiled function does.
+
+    Attributes:
+        shapes: Those of the inputs.
+        outputs: The kind of each output, of `KINDS`, and its shape for one row.
+        count: Number of samples.
+        chunk: How many of them go through the model together.
+        shared: Whether all rows have the same masks.
+        keep: Whether the samples are given back.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[str, tuple[int, ...]], ...]
+    count: int
+    chunk: int
+    shared: bool
+    keep: bool
+
+
+class Engine:
+    """Draws samples of a model's outputs.
+
+    Args:
+        model: The model. Of a Functional one the layers are held, not the model.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._parts = sublayers(model)[1:]
+        self._rates = _rates(self._parts)
+        self.dropping = tuple(layer for layer in self._parts if drops(layer))
+        if not self.dropping:
+            reject("model", model.name, "a model with at least one dropout layer")
+        network = _SplitGraph if _graph.is_graph(model) else _Whole
+        self.network: Any = network(model, self.dropping)
+        self._compiled: dict[Plan, keras.Model] = {}
+
+    def batch_size(self) -> int:
+        """A good number of rows for a batch."""
+        return min(max(_BUDGET // max(self.network.widths), 8), 4096)
+
+    def plan(self, inputs, outputs, count, shared, keep) -> Plan:
+        """How to draw `count` samples of a batch."""
+        shapes = tuple(x.shape for x in inputs)
+        most = max(_BUDGET // (shapes[0][0] * self.network.widths[1]), 1)
+        chunk = -(-count // -(-count // most))
+        return Plan(shapes, tuple(outputs), count, chunk, shared, keep)
+
+    def is_up_to_date(self) -> bool:
+        """Whether the rates are still those that the engine was made with."""
+        return self._rates == _rates(self._parts)
+
+    def try_out(self, inputs: list[np.ndarray]) -> Any:
+        """A sample of the outputs, in the structure of the model's, not compiled."""
+        rows = np.arange(len(inputs[0]), dtype="int32")
+        words = (np.zeros(n, "int32") for n in (2, 1))
+        noise = Noise(*map(ops.convert_to_tensor, (*words, rows)))
+        fixed = self.network.first_part([ops.convert_to_tensor(x) for x in inputs])
+        with live(self.dropping, noise):
+            outputs = self.network.rest(fixed, lambda x: x)
+        return keras.tree.map_structure(ops.convert_to_numpy, outputs)
+
+    def draw(
+        self,
+        inputs: list[np.ndarray],
+        rows: np.ndarray,
+        seed: np.ndarray,
+        first: int,
+        plan: Plan,
+    ) -> list[Sums]:
+        """Draw samples of a batch and sum them up.
+
+        Args:
+            inputs: The batch, in the order of the model's inputs.
+            rows: The number of each row, `(rows,)`.
+            seed: Two words, `(2,)`.
+            first: The number of the first sample.
+            plan: From `plan`.
+
+        Returns:
+            For each output the `mean`, the sum of the `squares` about it, the sums of
+            what its kind asks for, and the `samples`, if they are kept.
+        """
+        if plan not in self._compiled:
+            self._compiled[plan] = _Compiled(self, plan)
+        return self._compiled[plan].predict_on_batch(
+            {
+                "x": inputs,
+                "rows": rows,
+                "seed": seed,
+                "first": np.array([first], np.int32),
+            }
+        )
+
+
+def _rates(layers):
+    return [
+        (getattr(layer, "rate", None), getattr(layer, "recurrent_dropout", None))
+        for layer in layers
+    ]
+
+
+class _Compiled(keras.Model):
+    """What Keras compiles: a batch in, the sums of its samples out."""
+
+    def __init__(self, engine, plan):
+        super().__init__(name="mc_predict", dtype="float32", autocast=False)
+        self.parts = engine.network.layers
+        self._engine, self._plan = engine, plan
+        self.built = True
+        if keras.backend.backend() == "tensorflow" and all(
+            layer.supports_jit for layer in sublayers(self)
+        ):
+            # Keras does so on GPUs only. XLA makes one loop of a mask's operations, but
+            # is slow with masks that the rows share.
+            self.jit_compile = not plan.shared
+
+    def call(self, data):
+        plan, network = self._plan, self._engine.network
+        batch, chunk = plan.shapes[0][0], plan.chunk
+        rows = ops.zeros((1,), "int32") if plan.shared else data["rows"]
+        fixed = network.first_part(data["x"])
+
+        def spread(x):
+            """From a tensor with each row to one with each sample of each row."""
+            if chunk == 1:
+                return x
+            copies = ops.broadcast_to(x[None], (chunk, *x.shape))
+            return ops.reshape(copies, (chunk * batch, *x.shape[1:]))
+
+        def add_chunk(step, sums):
+            numbers = step * chunk + ops.arange(chunk, dtype="int32")
+            noise = Noise(data["seed"], data["first"] + numbers, rows)
+            with live(self._engine.dropping, noise):
+                outputs = keras.tree.flatten(network.rest(fixed, spread))
+            # The last chunk may reach beyond the count.
+            counted = ops.cast(numbers < plan.count, "float32")
+            before = ops.cast(step * chunk, "float32")
+            new = []
+            for (kind, shape), output, part in zip(
+                plan.outputs, outputs, sums, strict=True
+            ):
+                x = ops.reshape(ops.cast(output, "float32"), (chunk, batch, *shape))
+                readings = _read(kind, x)
+                new.append(_add(part, readings, counted, before))
+                if plan.keep:
+                    place = (step * chunk, *([0] * (len(shape) + 1)))
+                    value = readings["value"]
+                    new[-1]["samples"] = ops.slice_update(part["samples"], place, value)
+            return new
+
+        sums = [_zeros(kind, (batch, *shape)) for kind, shape in plan.outputs]
+        steps = -(-plan.count // chunk)
+        if plan.keep:
+            for part in sums:
+                shape = (steps * chunk, *part["mean"].shape)
+                part["samples"] = ops.zeros(shape)
+        sums = (
+            add_chunk(0, sums)
+            if steps == 1
+            else ops.fori_loop(0, steps, add_chunk, sums)
+        )
+        if plan.keep:
+            for part in sums:
+                # The rows first, as `predict` wants them.
+                part["samples"] = ops.swapaxes(part["samples"][: plan.count], 0, 1)
+        return sums
+
+
+def _read(kind: str, x: Any) -> Sums:
+    """The `value` of each sample, and what else is to be summed up."""
+    if kind == "regression":
+        return {"value": x}
+    if kind == "heteroscedastic":
+        mean, log_variance = ops.split(x, 2, axis=-1)
+        return {"value": mean, "variance": ops.exp(log_variance)}
+    if kind == "binary":
+        entropy = _surprise(x) + _surprise(1 - x)
+        return {"value": x, "entropy": entropy, "votes": ops.cast(x > 0.5, "float32")}
+    p = ops.softmax(x, axis=-1) if kind == "logits" else x
+    votes = ops.one_hot(ops.argmax(p, axis=-1), p.shape[-1], dtype="float32")
+    return {"value": p, "entropy": ops.sum(_surprise(p), axis=-1), "votes": votes}
+
+
+def _surprise(p):
+    return -p * ops.log(ops.maximum(p, _TINY))
+
+
+def _zeros(kind: str, shape: tuple[int, ...]) -> Sums:
+    """The sums of no samples."""
+    readings = _read(kind, ops.zeros((1, *shape)))
+    value = readings.pop("value")[0]
+    sums = {name: ops.zeros(x.shape[1:]) for name, x in readings.items()}
+    return {**sums, "mean": ops.zeros_like(value), "squares": ops.zeros_like(value)}
+
+
+def _add(sums: Sums, readings: Sums, counted: Any, before: Any) -> Sums:
+    """Add a chunk, `(samples, rows, ...)`, to the sums of `before` samples.
+
+    Chan, Golub and LeVeque, Updating Formulae (1979), equation 2.1: stable however far
+    the values are from zero.
+    """
+
+    def total(x):
+        return ops.sum(
+            x * ops.reshape(counted, (-1, *[1] * (len(x.shape) - 1))), axis=0
+        )
+
+    value = readings["value"]
+    number = ops.sum(counted)
+    mean = total(value) / number
+    gap = mean - sums["mean"]
+    everything = before + number
+    new = {
+        "mean": sums["mean"] + gap * number / everything,
+        "squares": sums["squares"]
+        + total(ops.square(value - mean))
+        + ops.square(gap) * before * number / everything,
+    }
+    for name, x in readings.items():
+        if name != "value":
+            new[name] = sums[name] + total(x)
+    return new
+
+
+class _SplitGraph:
+    """A graph, cut into the calls that no dropout reaches and the others."""
+
+    def __init__(self, model, dropping):
+        graph, functional = _graph.read(model), functional_part(model)
+        self._graph = graph
+        self._input, self._output = functional.input, functional.output
+        self.layers = [
+            call.layer
+            for call in graph.calls
+            if isinstance(call.layer, keras.layers.Layer)
+        ]
+        live_ids = {id(layer) for layer in dropping}
+        self._fixed: list[_graph.Call] = []
+        self._random: list[_graph.Call] = []
+        known: set[_graph.Edge] = set(graph.inputs)
+        random: set[_graph.Edge] = set()
+        widths = [1, 1]
+        for call in graph.calls:
+            # Not what a TimeDistributed does inside.
+            if not known.issuperset(call.inputs):
+                continue
+            known.update(call.outputs)
+            parts = sublayers(call.layer) if call.layer in self.layers else []
+            is_random = not random.isdisjoint(call.inputs) or not live_ids.isdisjoint(
+                map(id, parts)
+            )
+            if is_random:
+                random.update(call.outputs)
+            (self._random if is_random else self._fixed).append(call)
+            for edge in (*call.inputs, *call.outputs):
+                size = math.prod(size or 1 for size in edge.shape[1:])
+                widths[is_random] = max(widths[is_random], size)
+        self.widths = tuple(widths)
+
+    def flatten(self, x: Any) -> list:
+        """The arrays of `predict`'s `x` in the order of the inputs."""
+        if isinstance(x, dict) and not isinstance(self._input, dict):
+            return [x[tensor.name] for tensor in keras.tree.flatten(self._input)]
+        return keras.tree.flatten(x)
+
+    def first_part(self, inputs: list) -> dict:
+        """The tensors that no dropout reaches."""
+        values = {}
+        symbolic = keras.tree.flatten(self._input)
+        for x, edge, tensor in zip(inputs, self._graph.inputs, symbolic, strict=True):
+            if len(x.shape) == len(edge.shape) - 1:
+                x = ops.expand_dims(x, -1)
+            values[edge] = ops.cast(x, tensor.dtype)
+        for call in self._fixed:
+            tensors = call.run([values[edge] for edge in call.inputs])
+            values.update(zip(call.outputs, tensors, strict=True))
+        return values
+
+    def rest(self, fixed: dict, spread: Callable) -> Any:
+        """The outputs of one pass through what is left."""
+        values: dict = {}
+
+        def get(edge):
+            if edge not in values:
+                values[edge] = spread(fixed[edge])
+            return values[edge]
+
+        for call in self._random:
+            tensors = call.run([get(edge) for edge in call.inputs])
+            values.update(zip(call.outputs, tensors, strict=True))
+        outputs = [get(edge) for edge in self._graph.outputs]
+        return keras.tree.pack_sequence_as(self._output, outputs)
+
+    def last_layers(self) -> list:
+        """The layer that puts out each output."""
+        return [edge.producer and edge.producer.layer for edge in self._graph.outputs]
+
+
+class _Whole:
+    """A subclassed model, of which nothing is known."""
+
+    widths = (_USUAL_WIDTH, _USUAL_WIDTH)
+
+    def __init__(self, model, dropping):
+        self.layers = [model]
+
+    def flatten(self, x: Any) -> list:
+        self._structure = x
+        return keras.tree.flatten(x)
+
+    def first_part(self, inputs: list) -> list:
+        return inputs
+
+    def rest(self, fixed: list, spread: Callable) -> Any:
+        inputs = [spread(x) for x in fixed]
+        x = keras.tree.pack_sequence_as(self._structure, inputs)
+        return self.layers[0](x, training=False)
+
+    def last_layers(self) -> list:
+        return []

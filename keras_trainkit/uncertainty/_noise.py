@@ -1,0 +1,223 @@
+"""Random masks that depend only on whom they are for.
+
+A mask's bits are a function of the seed, the dropout, the sample, the input's row and
+the element, and of nothing else: so a batch of any size, a loop inside a compiled graph
+and every backend have the same ones, and no random state is carried along. They cost a
+few integer operations, far less than a float from a generator does.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from keras import layers, ops
+
+from keras_trainkit._checks import reject
+from keras_trainkit._compat import patched, sublayers
+
+_GOLDEN = 0x9E3779B9
+# What Keras's AlphaDropout sets dropped units to: -scale * alpha of SELU.
+_ALPHA = -1.7580993408473766
+
+
+class Noise:
+    """The random numbers of one pass over every sample of every row.
+
+    Args:
+        seed: Two 32-bit words, `(2,)`.
+        samples: The numbers of the samples, `(samples,)`.
+        rows: The numbers of the rows, `(rows,)`; a single one for masks that the rows
+            share.
+    """
+
+    def __init__(self, seed: Any, samples: Any, rows: Any):
+        self._num_samples = samples.shape[0]
+        self._num_rows = rows.shape[0]
+        # Two keys of 32 bits, since of 10^6 keys of 32 bits some would be equal.
+        self._keys = [
+            (
+                _mix(samples * _word(_GOLDEN) + seed[i])[:, None],
+                _mix(_mix(rows * _word(_GOLDEN)) + seed[i])[None, :],
+            )
+            for i in (0, 1)
+        ]
+        self._calls = 0
+
+    def drop(self, layer: Any, x: Any) -> Any:
+        """What a dropout layer makes of `(samples * rows, ...)` when it is active."""
+        rate = layer.rate
+        shape = tuple(x.shape[1:])
+        if isinstance(layer, layers.GaussianDropout):
+            stddev = math.sqrt(rate / (1 - rate))
+            factor = 1 + stddev * self._normal(math.prod(shape))
+            return self._combine(
+                x, factor, shape, lambda a, b: a * ops.cast(b, a.dtype)
+            )
+        if isinstance(layer, layers.AlphaDropout):
+            a = ((1 - rate) * (1 + rate * _ALPHA**2)) ** -0.5
+            b = -a * _ALPHA * rate
+
+            def combine(x, kept):
+                return ops.where(kept, x, _ALPHA) * a + b
+
+        else:
+
+            def combine(x, kept):
+                factor = ops.cast(kept, x.dtype)
+                factor *= 1 / (1 - rate)
+                return x * factor
+
+        if rate == 1:
+            return ops.zeros_like(x)
+        shape = _mask_shape(layer, shape)
+        return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
+
+    def mask(self, like: Any, rate: float) -> Any:
+        """A dropout mask of the shape of `like`, `(samples * rows, units)`."""
+        shape = tuple(like.shape[1:])
+        kept = self._kept(math.prod(shape), rate)
+        ones = ops.ones_like(like) * (1 / (1 - rate))
+        return self._combine(ones, kept, shape, lambda x, kept: ops.where(kept, x, 0))
+
+    def _combine(self, x, noise, shape, function):
+        """Apply noise of `(samples, rows, *shape)`, whose sizes of 1 are spread."""
+        full = (self._num_samples, -1, *x.shape[1:])
+        noise = ops.reshape(noise, (self._num_samples, self._num_rows, *shape))
+        return ops.reshape(function(ops.reshape(x, full), noise), ops.shape(x))
+
+    def _kept(self, size: int, rate: float) -> Any:
+        """Booleans of `(samples, rows, size)` that are false at the rate.
+
+        Each takes 16 bits, so the rate is kept to 2^-17.
+        """
+        words = self._words(-(-size // 2))
+        halves = ops.reshape(ops.view(words, "int16"), (*words.shape[:2], -1))
+        threshold = min(round(rate * 2**16) - 2**15, 2**15 - 1)
+        return halves[..., :size] >= threshold
+
+    def _normal(self, size: int) -> Any:
+        """Standard normal numbers, `(samples, rows, size)`."""
+        # Between -1 and 1, and neither: 24 bits and a half.
+        middle = ops.cast(ops.right_shift(self._words(size), 8), "float32") + 0.5
+        return ops.erfinv(middle / 2**23) * math.sqrt(2)
+
+    def _words(self, size: int) -> Any:
+        """Random 32-bit words, `(samples, rows, size)`, others at each call."""
+        self._calls += 1
+        call = _word(self._calls * _GOLDEN)
+        first, second = (_mix(sample + call) ^ row for sample, row in self._keys)
+        count = ops.arange(size, dtype="int32") * _word(_GOLDEN)
+        return _mix(first[..., None] + count, second[..., None])
+
+
+def drops(layer: Any) -> bool:
+    """Whether a layer, without those inside it, drops anything in training."""
+    if isinstance(layer, (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout)):
+        return layer.rate > 0
+    if isinstance(layer, layers.RNN):
+        return bool(_dropping_cells(layer))
+    if (
+        isinstance(layer, (layers.Attention, layers.AdditiveAttention))
+        and layer.dropout
+    ):
+        reject(
+            "model",
+            f"{type(layer).__name__}(dropout={layer.dropout})",
+            "without an Attention layer's own dropout: put a Dropout layer after it, or "
+            "use MultiHeadAttention",
+        )
+    return False
+
+
+@contextmanager
+def live(dropping: Sequence[Any], noise: Noise) -> Iterator[None]:
+    """Makes layers that drop do so, with the numbers of `noise`."""
+    changes = []
+    for layer in dropping:
+        if isinstance(layer, layers.RNN):
+            changes.append((layer, "call", _in_training(layer.call)))
+            changes += [
+                (cell, "_create_dropout_mask", _cell_mask(cell, noise))
+                for cell in _dropping_cells(layer)
+            ]
+        else:
+            changes.append((layer, "call", _drop(layer, noise)))
+    with patched(changes):
+        yield
+
+
+def _drop(layer, noise):
+    return lambda inputs, training=False: noise.drop(layer, inputs)
+
+
+def _in_training(call):
+    def in_training(*args, **kwargs):
+        return call(*args, **{**kwargs, "training": True})
+
+    return in_training
+
+
+def _cell_mask(cell, noise):
+    def create(step_input, rate):
+        count = getattr(cell, "dropout_mask_count", None)
+        if count is None:
+            return noise.mask(step_input, rate)
+        return [noise.mask(step_input, rate) for _ in range(count)]
+
+    return create
+
+
+def _dropping_cells(layer):
+    return [
+        cell
+        for cell in sublayers(layer.cell)
+        if getattr(cell, "dropout", 0) or getattr(cell, "recurrent_dropout", 0)
+    ]
+
+
+def _mask_shape(layer, shape):
+    """The shape of a layer's mask without the batch axis; 1 where it is the same."""
+    if isinstance(
+        layer,
+        (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
+    ):
+        first = getattr(layer, "data_format", None) == "channels_first"
+        steps = (1,) * (len(shape) - 1)
+        return (shape[0], *steps) if first else (*steps, shape[-1])
+    if layer.noise_shape is None:
+        return shape
+    batch, *rest = layer.noise_shape
+    if batch is not None:
+        reject("noise_shape", layer.noise_shape, "(None, ...): each row needs its mask")
+    return tuple(
+        size if given is None else given
+        for given, size in zip(rest, shape, strict=True)
+    )
+
+
+def _word(number: int) -> int:
+    """The 32 low bits as a signed number."""
+    return (number + 2**31) % 2**32 - 2**31
+
+
+def _mix(h: Any, key: Any = None) -> Any:
+    """MurmurHash3's finalizer (Appleby 2011) of int32, with a key on the way.
+
+    On PyTorch the steps are taken in place: `h` is used up.
+    """
+    h ^= _shifted(h, 16)
+    if key is not None:
+        h ^= key
+    h *= _word(0x85EBCA6B)
+    h ^= _shifted(h, 13)
+    h *= _word(0xC2B2AE35)
+    h ^= _shifted(h, 16)
+    return h
+
+
+def _shifted(h, bits):
+    """A shift to the right that brings in zeros."""
+    shifted = ops.right_shift(h, bits)
+    shifted &= 2 ** (32 - bits) - 1
+    return shifted

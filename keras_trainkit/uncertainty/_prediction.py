@@ -1,0 +1,108 @@
+"""What the samples of a model say."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_trainkit._checks import check_in_range
+
+
+@dataclass(frozen=True, repr=False)
+class MCPrediction:
+    """What the samples say, for each input.
+
+    What does not apply to the task is None.
+
+    Attributes:
+        mean: Mean of the samples, `(rows, outputs)`.
+        std: Standard deviation of the samples, `(rows, outputs)`: the epistemic
+            uncertainty, which more training data would lower.
+        predictive_entropy: Entropy of the mean in nats, `(rows,)`: all the uncertainty;
+            `(rows, outputs)` for a binary task.
+        mutual_information: Entropy of the mean less the mean entropy of the samples, in
+            nats, of the same shape: the part that the model's ignorance makes.
+        variation_ratio: Fraction of the samples that vote for another class than most
+            do, of the same shape.
+        num_samples: Number of samples; for each row, `(rows,)`, where a `tolerance` was
+            given.
+        samples: `(num_samples, rows, outputs)`, or None where they were not kept.
+        aleatoric_std: Standard deviation of the noise in the data, `(rows, outputs)`,
+            from a heteroscedastic head.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    predictive_entropy: np.ndarray | None
+    mutual_information: np.ndarray | None
+    variation_ratio: np.ndarray | None
+    num_samples: int | np.ndarray
+    samples: np.ndarray | None = None
+    aleatoric_std: np.ndarray | None = None
+
+    @property
+    def total_std(self) -> np.ndarray:
+        """Root of the epistemic and the aleatoric variance, `(rows, outputs)`.
+
+        A. Kendall and Y. Gal, What Uncertainties Do We Need (2017), arXiv:1703.04977,
+        equation 9.
+        """
+        if self.aleatoric_std is None:
+            return self.std
+        return np.hypot(self.std, self.aleatoric_std)
+
+    def quantile(self, q: Any) -> np.ndarray:
+        """Quantiles of the samples, linear between them.
+
+        Args:
+            q: One or more fractions in `[0, 1]`.
+
+        Returns:
+            `(rows, outputs)`, behind the shape of `q`.
+
+        Raises:
+            ValueError: If the samples were not kept.
+        """
+        if self.samples is None:
+            raise ValueError(
+                "quantiles need mc_predict(..., keep_samples=True). Received: "
+                "samples=None"
+            )
+        for fraction in np.ravel(q):
+            check_in_range("q", fraction, 0, 1)
+        return np.quantile(self.samples, q, axis=0)
+
+    def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """The central credible interval of the mean's outputs.
+
+        Args:
+            level: The fraction of the samples inside, in `(0, 1)`.
+
+        Returns:
+            The lower and the upper bound, `(rows, outputs)` each.
+
+        Raises:
+            ValueError: If the samples were not kept.
+        """
+        check_in_range("level", level, 0, 1, closed="neither")
+        low, high = self.quantile([(1 - level) / 2, (1 + level) / 2])
+        return low, high
+
+    def summary(self) -> str:
+        """The shapes and the mean uncertainties in one line."""
+        count = str(self.num_samples)
+        if not isinstance(self.num_samples, int):
+            count = f"{self.num_samples.min()} to {self.num_samples.max()}"
+        parts = [f"{count} samples of {len(self.mean)} rows; in the mean, "]
+        if self.predictive_entropy is None or self.mutual_information is None:
+            parts.append(f"epistemic std {self.std.mean():.3g}")
+        else:
+            parts.append(
+                f"predictive entropy {self.predictive_entropy.mean():.3g} nats, "
+                f"mutual information {self.mutual_information.mean():.3g} nats"
+            )
+        if self.aleatoric_std is not None:
+            parts.append(f", aleatoric std {self.aleatoric_std.mean():.3g}")
+        return f"MCPrediction({''.join(parts)})"
+
+    __repr__ = summary
