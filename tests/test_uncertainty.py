@@ -49,36 +49,6 @@ def test_to_mc_switches_every_dropout_on(model, x, tmp_path):
     assert type(save_and_load(mc, tmp_path).layers[-2]) is kt.layers.MCDropout
 
 
-def test_moments_are_those_of_the_samples(model, x):
-    mc = kt.uncertainty.mc_predict(
-        model, x, 20, batch_size=16, seed=0, keep_samples=True
-    )
-    assert mc.samples.shape == (20, 50, 3)
-    np.testing.assert_allclose(mc.mean, mc.samples.mean(0), atol=1e-6)
-    np.testing.assert_allclose(mc.std, mc.samples.std(0), atol=1e-6)
-
-    def entropy(p):
-        return -(p * np.log(p)).sum(-1)
-
-    np.testing.assert_allclose(mc.predictive_entropy, entropy(mc.mean), atol=1e-6)
-    np.testing.assert_allclose(
-        mc.mutual_information,
-        entropy(mc.mean) - entropy(mc.samples).mean(0),
-        atol=1e-6,
-    )
-    votes = np.apply_along_axis(np.bincount, 0, mc.samples.argmax(-1), minlength=3)
-    np.testing.assert_allclose(mc.variation_ratio, 1 - votes.max(0) / 20, atol=1e-6)
-    assert "20 samples of 50 rows" in repr(mc)
-
-
-def test_the_seed_fixes_the_samples(model, x):
-    def mean(seed):
-        return kt.uncertainty.mc_predict(model, x, 3, seed=seed).mean
-
-    np.testing.assert_array_equal(mean(1), mean(1))
-    assert not np.array_equal(mean(1), mean(2))
-
-
 def test_linear_network_has_the_closed_form():
     # y = sum_i w_i x_i m_i / (1 - p): mean w x, variance p / (1 - p) sum (w x)**2.
     keras.utils.set_random_seed(0)

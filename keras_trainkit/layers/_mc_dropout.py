@@ -7,7 +7,11 @@ from keras_trainkit.layers._axis import check_not_empty
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
-class _AlwaysOn:
+class AlwaysOn:
+    """What all layers have in common whose dropout is active at inference."""
+
+
+class _Dropping(AlwaysOn):
     """A mixin in front of one of Keras's dropout layers."""
 
     def build(self, input_shape):
@@ -19,7 +23,7 @@ class _AlwaysOn:
 
 
 @_register
-class MCDropout(_AlwaysOn, keras.layers.Dropout):
+class MCDropout(_Dropping, keras.layers.Dropout):
     """Dropout that is active at inference too (Monte Carlo dropout).
 
     In training it is `keras.layers.Dropout`. At inference it goes on dropping, so that
@@ -49,7 +53,7 @@ class MCDropout(_AlwaysOn, keras.layers.Dropout):
 
 
 @_register
-class MCAlphaDropout(_AlwaysOn, keras.layers.AlphaDropout):
+class MCAlphaDropout(_Dropping, keras.layers.AlphaDropout):
     """Alpha dropout that is active at inference too, for self-normalizing networks.
 
     Args:
@@ -68,7 +72,7 @@ class MCAlphaDropout(_AlwaysOn, keras.layers.AlphaDropout):
 
 
 @_register
-class MCGaussianDropout(_AlwaysOn, keras.layers.GaussianDropout):
+class MCGaussianDropout(_Dropping, keras.layers.GaussianDropout):
     """Gaussian dropout that is active at inference too.
 
     Args:
@@ -86,7 +90,7 @@ class MCGaussianDropout(_AlwaysOn, keras.layers.GaussianDropout):
 
 
 @_register
-class MCSpatialDropout1D(_AlwaysOn, keras.layers.SpatialDropout1D):
+class MCSpatialDropout1D(_Dropping, keras.layers.SpatialDropout1D):
     """Dropout of whole channels of `(batch, steps, channels)`, at inference too.
 
     Args:
@@ -105,7 +109,7 @@ class MCSpatialDropout1D(_AlwaysOn, keras.layers.SpatialDropout1D):
 
 
 @_register
-class MCSpatialDropout2D(_AlwaysOn, keras.layers.SpatialDropout2D):
+class MCSpatialDropout2D(_Dropping, keras.layers.SpatialDropout2D):
     """Dropout of whole channels of images, at inference too.
 
     Args:
@@ -125,7 +129,7 @@ class MCSpatialDropout2D(_AlwaysOn, keras.layers.SpatialDropout2D):
 
 
 @_register
-class MCSpatialDropout3D(_AlwaysOn, keras.layers.SpatialDropout3D):
+class MCSpatialDropout3D(_Dropping, keras.layers.SpatialDropout3D):
     """Dropout of whole channels of volumes, at inference too.
 
     Args:

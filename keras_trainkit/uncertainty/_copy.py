@@ -1,4 +1,4 @@
-"""Monte Carlo dropout."""
+"""Copies whose dropout stays on."""
 
 from typing import Any
 
@@ -7,23 +7,33 @@ import numpy as np
 
 from keras_trainkit import _graph, layers
 from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._compat import sublayers
+from keras_trainkit.layers._mc_dropout import AlwaysOn
+from keras_trainkit.uncertainty._noise import drops
 
-# From each of Keras's dropouts to the one that stays on.
-_ALWAYS_ON: dict[type, type] = {
-    keras.layers.Dropout: layers.MCDropout,
-    keras.layers.AlphaDropout: layers.MCAlphaDropout,
-    keras.layers.GaussianDropout: layers.MCGaussianDropout,
-    keras.layers.SpatialDropout1D: layers.MCSpatialDropout1D,
-    keras.layers.SpatialDropout2D: layers.MCSpatialDropout2D,
-    keras.layers.SpatialDropout3D: layers.MCSpatialDropout3D,
-}
+_LIVE = (
+    "Dropout",
+    "AlphaDropout",
+    "GaussianDropout",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "SimpleRNN",
+    "LSTM",
+    "GRU",
+    "ConvLSTM1D",
+    "ConvLSTM2D",
+    "ConvLSTM3D",
+    "MultiHeadAttention",
+)
 
 
 def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
-    """Copy a model with every dropout layer active at inference.
+    """Copy a model with every dropout active at inference.
 
     BatchNorm and all else stay in inference mode. The copy has the same weights and
-    saves as `.keras`.
+    saves as `.keras`; each call of it, or of its `predict`, is a sample. For many
+    samples, `mc_predict` is faster, and takes the model itself.
 
     Args:
         model: A Sequential or Functional model, with nested ones if need be; it is not
@@ -35,7 +45,8 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
         The copy, not compiled.
 
     Raises:
-        ValueError: If the model has no dropout layer, or is subclassed.
+        ValueError: If the model has no dropout, is subclassed, or has it inside a layer
+            that does not give it in its config.
 
     Reference:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
@@ -49,27 +60,65 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
             "one, use kt.layers.MCDropout in place of Dropout. Received: "
             f"model={model!r} of type {type(model).__name__}"
         )
-    live: list[str] = []
+    exchanged: dict[Any, Any] = {}
 
     def always_on(layer):
-        inner = (
-            layer.layer if isinstance(layer, keras.layers.TimeDistributed) else layer
-        )
-        cls: Any = _ALWAYS_ON.get(type(inner), type(inner))
-        if cls not in _ALWAYS_ON.values():
+        if not any(drops(part) for part in sublayers(layer)):
             return None
-        live.append(layer.name)
-        config = inner.get_config()
-        if seed is not None:
-            sequence = np.random.SeedSequence([seed, len(live)])
-            # Keras wants a signed 32-bit integer.
-            config["seed"] = int(sequence.generate_state(1)[0] >> 1)
-        new = cls.from_config(config)
-        if inner is layer:
-            return new
-        return type(layer)(**{**layer.get_config(), "layer": new})
+        config = keras.saving.serialize_keras_object(layer)
+        seeds = np.random.SeedSequence([seed or 0, len(exchanged)])
+        new = keras.saving.deserialize_keras_object(
+            _exchanged(config, None if seed is None else seeds)
+        )
+        if silent := _silent(new):
+            raise ValueError(
+                "`model` must show its dropouts: put kt.layers.MCDropout into the "
+                "layer, or call kt.uncertainty.mc_predict, which needs no copy. "
+                f"Received: a {type(silent).__name__} in {layer.name}, a "
+                f"{type(layer).__name__}"
+            )
+        exchanged[layer] = new
+        return new
 
     copy, _ = _graph.rebuild(model, always_on)
-    if not live:
+    if not exchanged:
         reject("model", model.name, "a model with at least one dropout layer")
+    for layer, new in exchanged.items():
+        new.set_weights(layer.get_weights())
     return copy
+
+
+def _exchanged(config: Any, seeds: np.random.SeedSequence | None) -> Any:
+    """A serialized layer with each of Keras's that drop exchanged for the live one."""
+    if isinstance(config, list):
+        return [_exchanged(part, seeds) for part in config]
+    if not isinstance(config, dict):
+        return config
+    config = {name: _exchanged(part, seeds) for name, part in config.items()}
+    inner = config.get("config")
+    if config.get("module") == "keras.layers" and config["class_name"] in _LIVE:
+        live = getattr(layers, f"MC{config['class_name']}")
+        config["module"], config["class_name"] = live.__module__, live.__name__
+        config["registered_name"] = keras.saving.get_registered_name(live)
+    if seeds is not None and isinstance(inner, dict) and "seed" in inner:
+        # Keras wants a signed 32-bit integer.
+        inner["seed"] = int(seeds.spawn(1)[0].generate_state(1)[0] >> 1)
+    return config
+
+
+def _silent(layer: Any) -> Any:
+    """A part of a layer that drops in training only, if there is one."""
+    if isinstance(layer, AlwaysOn):
+        return None
+    if drops(layer):
+        return layer
+    inside = sublayers(layer)
+    alive = {
+        id(part)
+        for whole in inside
+        if isinstance(whole, AlwaysOn)
+        for part in sublayers(whole)
+    }
+    return next(
+        (part for part in inside if drops(part) and id(part) not in alive), None
+    )

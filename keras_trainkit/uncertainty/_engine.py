@@ -60,6 +60,7 @@ class Engine:
         network = _SplitGraph if _graph.is_graph(model) else _Whole
         self.network: Any = network(model, self.dropping)
         self._compiled: dict[Plan, keras.Model] = {}
+        self._tried: dict[tuple, Any] = {}
 
     def batch_size(self) -> int:
         """A good number of rows for a batch."""
@@ -77,7 +78,16 @@ class Engine:
         return self._rates == _rates(self._parts)
 
     def try_out(self, inputs: list[np.ndarray]) -> Any:
-        """A sample of the outputs, in the structure of the model's, not compiled."""
+        """A sample for two rows at most, in the structure of the model's outputs.
+
+        It is not compiled, and made once for inputs of a shape.
+        """
+        shapes = tuple(x.shape[1:] for x in inputs)
+        if shapes not in self._tried:
+            self._tried[shapes] = self._sample([x[:2] for x in inputs])
+        return self._tried[shapes]
+
+    def _sample(self, inputs):
         rows = np.arange(len(inputs[0]), dtype="int32")
         words = (np.zeros(n, "int32") for n in (2, 1))
         noise = Noise(*map(ops.convert_to_tensor, (*words, rows)))
@@ -160,7 +170,9 @@ class _Compiled(keras.Model):
             with live(self._engine.dropping, noise):
                 outputs = keras.tree.flatten(network.rest(fixed, spread))
             # The last chunk may reach beyond the count.
-            counted = ops.cast(numbers < plan.count, "float32")
+            counted = None
+            if plan.count % chunk:
+                counted = ops.cast(numbers < plan.count, "float32")
             before = ops.cast(step * chunk, "float32")
             new = []
             for (kind, shape), output, part in zip(
@@ -220,20 +232,22 @@ def _zeros(kind: str, shape: tuple[int, ...]) -> Sums:
     return {**sums, "mean": ops.zeros_like(value), "squares": ops.zeros_like(value)}
 
 
-def _add(sums: Sums, readings: Sums, counted: Any, before: Any) -> Sums:
+def _add(sums: Sums, readings: Sums, counted: Any | None, before: Any) -> Sums:
     """Add a chunk, `(samples, rows, ...)`, to the sums of `before` samples.
+
+    `counted` is 0 for samples that do not count, 1 for the others, or None.
 
     Chan, Golub and LeVeque, Updating Formulae (1979), equation 2.1: stable however far
     the values are from zero.
     """
+    value = readings["value"]
+    number = float(value.shape[0]) if counted is None else ops.sum(counted)
 
     def total(x):
-        return ops.sum(
-            x * ops.reshape(counted, (-1, *[1] * (len(x.shape) - 1))), axis=0
-        )
+        if counted is not None:
+            x = x * ops.reshape(counted, (-1, *[1] * (len(x.shape) - 1)))
+        return ops.sum(x, axis=0)
 
-    value = readings["value"]
-    number = ops.sum(counted)
     mean = total(value) / number
     gap = mean - sums["mean"]
     everything = before + number
@@ -256,6 +270,7 @@ class _SplitGraph:
         graph, functional = _graph.read(model), functional_part(model)
         self._graph = graph
         self._input, self._output = functional.input, functional.output
+        self.num_inputs = len(graph.inputs)
         self.layers = [
             call.layer
             for call in graph.calls
@@ -327,6 +342,7 @@ class _Whole:
     """A subclassed model, of which nothing is known."""
 
     widths = (_USUAL_WIDTH, _USUAL_WIDTH)
+    num_inputs = None
 
     def __init__(self, model, dropping):
         self.layers = [model]

@@ -124,7 +124,7 @@ def drops(layer: Any) -> bool:
         reject(
             "model",
             f"{type(layer).__name__}(dropout={layer.dropout})",
-            "without an Attention layer's own dropout: put a Dropout layer after it, or "
+            "without the dropout of an Attention layer: put a Dropout layer behind, or "
             "use MultiHeadAttention",
         )
     return False

@@ -114,7 +114,7 @@ def mc_predict(
     parts: list[list[Sums]] = []
     for step, inputs in enumerate(batches):
         if sample is None:
-            sample = engine.try_out([a[:2] for a in inputs])
+            sample = engine.try_out(inputs)
             outputs = _outputs(engine, sample, task)
             size = len(inputs[0])
         rows = len(inputs[0])
@@ -182,7 +182,8 @@ def _batches(
         items, number = x, None
     else:
         reject("x", type(x).__name__, "arrays, a dataset, or batches to iterate over")
-    inputs = (item[0] if isinstance(item, tuple) else item for item in items)
+    # As Keras does, which takes a list or tuple for `(x, y, sample_weight)`.
+    inputs = (item[0] if isinstance(item, (list, tuple)) else item for item in items)
     return (
         [keras.ops.convert_to_numpy(a) for a in _flat(engine, item)] for item in inputs
     ), number
@@ -190,9 +191,12 @@ def _batches(
 
 def _flat(engine, x):
     try:
-        return engine.network.flatten(x)
-    except (KeyError, ValueError, TypeError):
+        flat = engine.network.flatten(x)
+    except KeyError:
+        flat = None
+    if flat is None or len(flat) != (engine.network.num_inputs or len(flat)):
         reject("x", keras.tree.map_structure(np.shape, x), "the model's inputs")
+    return flat
 
 
 class _Draw:
@@ -264,7 +268,9 @@ def _outputs(
         tasks = [task] * len(arrays)
     else:
         tasks = keras.tree.flatten(task)
-        keras.tree.assert_same_structure(task, sample)
+        names = keras.tree.map_structure(lambda _: None, sample)
+        if keras.tree.map_structure(lambda _: None, task) != names:
+            reject("task", task, "in the structure of the outputs")
     last = engine.network.last_layers() or [None] * len(arrays)
     outputs = []
     for array, chosen, layer in zip(arrays, tasks, last, strict=True):

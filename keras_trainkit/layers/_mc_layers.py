@@ -1,0 +1,123 @@
+"""Recurrent and attention layers whose own dropout stays on at inference."""
+
+import functools
+
+import keras
+
+from keras_trainkit.layers._mc_dropout import AlwaysOn
+
+_register = keras.saving.register_keras_serializable(package="keras_trainkit")
+
+
+def _in_training(call):
+    """A `call` that is always in training, with the same signature."""
+
+    @functools.wraps(call)
+    def in_training(self, *args, **kwargs):
+        return call(self, *args, **{**kwargs, "training": True})
+
+    return in_training
+
+
+@_register
+class MCSimpleRNN(AlwaysOn, keras.layers.SimpleRNN):
+    """`keras.layers.SimpleRNN` that drops at inference too.
+
+    Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
+        Recurrent Neural Networks (2016), arXiv:1512.05287.
+    """
+
+    call = _in_training(keras.layers.SimpleRNN.call)
+
+
+@_register
+class MCLSTM(AlwaysOn, keras.layers.LSTM):
+    """`keras.layers.LSTM` that drops at inference too.
+
+    Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
+        Recurrent Neural Networks (2016), arXiv:1512.05287.
+    """
+
+    call = _in_training(keras.layers.LSTM.call)
+
+
+@_register
+class MCGRU(AlwaysOn, keras.layers.GRU):
+    """`keras.layers.GRU` that drops at inference too.
+
+    Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
+        Recurrent Neural Networks (2016), arXiv:1512.05287.
+    """
+
+    call = _in_training(keras.layers.GRU.call)
+
+
+@_register
+class MCConvLSTM1D(AlwaysOn, keras.layers.ConvLSTM1D):
+    """`keras.layers.ConvLSTM1D` that drops at inference too.
+
+    Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
+        Recurrent Neural Networks (2016), arXiv:1512.05287.
+    """
+
+    call = _in_training(keras.layers.ConvLSTM1D.call)
+
+
+@_register
+class MCConvLSTM2D(AlwaysOn, keras.layers.ConvLSTM2D):
+    """`keras.layers.ConvLSTM2D` that drops at inference too.
+
+    Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
+        Recurrent Neural Networks (2016), arXiv:1512.05287.
+    """
+
+    call = _in_training(keras.layers.ConvLSTM2D.call)
+
+
+@_register
+class MCConvLSTM3D(AlwaysOn, keras.layers.ConvLSTM3D):
+    """`keras.layers.ConvLSTM3D` that drops at inference too.
+
+    Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
+        Recurrent Neural Networks (2016), arXiv:1512.05287.
+    """
+
+    call = _in_training(keras.layers.ConvLSTM3D.call)
+
+
+@_register
+class MCMultiHeadAttention(AlwaysOn, keras.layers.MultiHeadAttention):
+    """`keras.layers.MultiHeadAttention` that drops at inference too.
+
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
+        arXiv:1506.02142.
+    """
+
+    call = _in_training(keras.layers.MultiHeadAttention.call)
