@@ -12,10 +12,12 @@ take turns, on
 
 `loop` is the code that everyone copies, `np.stack([model(x, training=True), ...])`;
 `passes` are as many compiled passes without dropout, the least that can be had where
-dropout stands at the input.
+dropout stands at the input. baal (on PyTorch) and uncertainty-wizard (on TensorFlow)
+take part where they are installed.
 """
 
 import argparse
+import importlib.util
 import time
 
 import keras
@@ -93,6 +95,36 @@ def passes(function, x, batch=2500):
         ops.convert_to_numpy(last)
 
 
+def others(x):
+    """The same perceptron in other libraries, where they are installed."""
+    if BACKEND == "tensorflow" and importlib.util.find_spec("uncertainty_wizard"):
+        import uncertainty_wizard
+
+        wizard = uncertainty_wizard.models.StochasticSequential(mlp().layers)
+        yield (
+            "uncertainty-wizard",
+            lambda: wizard.predict_quantified(
+                x, "mean_softmax", sample_size=SAMPLES, batch_size=1000, verbose=0
+            ),
+        )
+    if BACKEND == "torch" and importlib.util.find_spec("baal"):
+        import torch
+        from baal.bayesian.dropout import patch_module
+        from baal.modelwrapper import ModelWrapper, TrainingArgs
+        from torch import nn
+
+        net = [nn.Flatten()]
+        for i, o in ((784, 300), (300, 100), (100, 10)):
+            net += [nn.Dropout(0.2), nn.Linear(i, o), nn.ReLU()]
+        net = patch_module(nn.Sequential(*net[:-1], nn.Softmax(1)), inplace=False)
+        options = TrainingArgs(
+            use_cuda=False, batch_size=1000, replicate_in_memory=False
+        )
+        wrapper = ModelWrapper(net, options)
+        rows = torch.utils.data.TensorDataset(torch.tensor(x), torch.zeros(len(x)))
+        yield "baal", lambda: wrapper.predict_on_dataset(rows, iterations=SAMPLES)
+
+
 def compare(title, rounds, ways):
     """Print the median seconds of each way, and the ratio to the first."""
     seconds = {name: [] for name in ways}
@@ -131,6 +163,7 @@ def main():
             "loop": lambda: loop(model, tensor),
             "mc_predict": lambda: mc(model),
             "mc_predict, shared": lambda: mc(model, noise="shared"),
+            **dict(others(x)),
         },
     )
     one = x[:1]
@@ -141,7 +174,7 @@ def main():
             "predict loop": lambda: [
                 model.predict(one, verbose=0) for _ in range(SAMPLES)
             ],
-            **{f"mc_predict {i}": lambda: mc(model, one) for i in range(5)},
+            "mc_predict": lambda: mc(model, one),
         },
     )
     for title, build in (("ResNet-20", resnet), ("wide flattened head", wide_cnn)):

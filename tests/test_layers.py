@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 import torch
-from helpers import check_layer, to_numpy
+from helpers import check_layer, save_and_load, to_numpy
 
 import keras_trainkit as kt
 
@@ -36,6 +36,47 @@ def test_predict_is_a_sample_and_training_makes_no_difference(cls, shape):
     model = keras.Sequential([keras.Input(shape[1:]), cls(0.5, seed=1)])
     one, two = (model.predict(x, verbose=0) for _ in range(2))
     assert not np.array_equal(one, two)
+
+
+RECURRENT = [
+    ("SimpleRNN", {"units": 3}, (4, 5, 2)),
+    ("LSTM", {"units": 3}, (4, 5, 2)),
+    ("GRU", {"units": 3}, (4, 5, 2)),
+    ("ConvLSTM1D", {"filters": 2, "kernel_size": 2}, (2, 3, 4, 2)),
+    ("ConvLSTM2D", {"filters": 2, "kernel_size": 2}, (2, 3, 4, 3, 2)),
+    ("ConvLSTM3D", {"filters": 2, "kernel_size": 2}, (2, 3, 4, 3, 2, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "shape"), RECURRENT)
+def test_recurrent_layers_drop_at_inference(name, size, shape, tmp_path, rng):
+    x = rng.normal(size=shape).astype("float32")
+    cls, plain = getattr(kt.layers, f"MC{name}"), getattr(keras.layers, name)
+    layer = cls(**size, dropout=0.5, recurrent_dropout=0.3, seed=1)
+    model = keras.Sequential([keras.Input(shape[1:]), layer])
+    loaded = save_and_load(model, tmp_path)
+    assert type(loaded.layers[0]) is cls
+    one, two = (loaded.predict(x, verbose=0) for _ in range(2))
+    assert not np.allclose(one, two)
+    # Without dropout it is Keras's layer, and a mask means the same to both.
+    mask = np.arange(shape[1]) < np.array([[2]] * shape[0])
+    pair = [kind(**size, name="same") for kind in (cls, plain)]
+    for other in pair:
+        other.build(shape)
+    pair[0].set_weights(pair[1].get_weights())
+    one, two = (to_numpy(other(x, mask=mask)) for other in pair)
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+def test_attention_drops_at_inference(tmp_path, rng):
+    x = rng.normal(size=(2, 3, 4)).astype("float32")
+    inputs = keras.Input((3, 4))
+    layer = kt.layers.MCMultiHeadAttention(2, 2, dropout=0.5, seed=1)
+    model = keras.Model(inputs, layer(inputs, inputs, use_causal_mask=True))
+    loaded = save_and_load(model, tmp_path)
+    assert type(loaded.layers[-1]) is kt.layers.MCMultiHeadAttention
+    one, two = (loaded.predict(x, verbose=0) for _ in range(2))
+    assert not np.allclose(one, two)
 
 
 def test_rate_and_scale_over_a_million_elements():

@@ -91,3 +91,34 @@ def test_reliability_shows_accuracy_over_confidence():
     _, accuracy = ax.get_lines()
     np.testing.assert_array_equal(accuracy.get_ydata(), curve.accuracy)
     assert [bar.get_height() for bar in ax.patches] == [0, 0, 1 / 3, 1 / 3, 1 / 3]
+
+
+def band_of(mc, x, level=0.95):
+    ax = kt.plots.regression_band(x, mc, level)
+    mean = next(line for line in ax.get_lines() if line.get_label() == "mean")
+    return ax, mean, [area.get_paths()[0].get_extents() for area in ax.collections]
+
+
+def test_regression_band_has_the_quantiles_or_the_normal(rng):
+    samples = rng.normal(size=(400, 5, 1))
+    x = np.array([3.0, 1, 2, 5, 4])
+    moments = {"mean": samples.mean(0), "std": samples.std(0)}
+    nothing = dict.fromkeys(
+        ("predictive_entropy", "mutual_information", "variation_ratio")
+    )
+    make = kt.uncertainty.MCPrediction
+    kept = make(**moments, **nothing, num_samples=400, samples=samples)
+    _, mean, (inner,) = band_of(kept, x)
+    np.testing.assert_array_equal(mean.get_xdata(), [1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(mean.get_ydata(), moments["mean"][[1, 2, 0, 4, 3], 0])
+    np.testing.assert_allclose(inner.y1, np.quantile(samples, 0.975, axis=0).max())
+    noisy = make(
+        **moments, **nothing, num_samples=400, aleatoric_std=np.full((5, 1), 2.0)
+    )
+    _, _, (outer, inner) = band_of(noisy, x)
+    upper = moments["mean"] + 1.959964 * moments["std"]
+    np.testing.assert_allclose(inner.y1, upper.max(), rtol=1e-6)
+    wide = moments["mean"] + 1.959964 * np.sqrt(moments["std"] ** 2 + 4)
+    np.testing.assert_allclose(outer.y1, wide.max(), rtol=1e-6)
+    with pytest.raises(ValueError, match="`prediction` must be of one output and 3"):
+        kt.plots.regression_band(x[:3], kept)

@@ -49,6 +49,32 @@ def test_to_mc_switches_every_dropout_on(model, x, tmp_path):
     assert type(save_and_load(mc, tmp_path).layers[-2]) is kt.layers.MCDropout
 
 
+def test_to_mc_reaches_into_wrappers(rng, tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            keras.layers.Bidirectional(
+                keras.layers.LSTM(2, dropout=0.4, return_sequences=True)
+            ),
+            keras.layers.TimeDistributed(keras.layers.Dropout(0.4)),
+            keras.layers.GRU(2, recurrent_dropout=0.4),
+        ]
+    )
+    mc = kt.uncertainty.to_mc(model, seed=5)
+    both, steps, last = mc.layers
+    assert type(both.forward_layer) is type(both.backward_layer) is kt.layers.MCLSTM
+    assert type(steps.layer) is kt.layers.MCDropout
+    assert type(last) is kt.layers.MCGRU
+    seeds = [part.get_config()["seed"] for part in (both.forward_layer, steps.layer)]
+    assert len({*seeds, last.seed}) == 3
+    for a, b in zip(model.get_weights(), mc.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    x = rng.normal(size=(2, 3, 4)).astype("float32")
+    one, two = (save_and_load(mc, tmp_path).predict(x, verbose=0) for _ in range(2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+    assert not np.allclose(mc.predict(x, verbose=0), mc.predict(x, verbose=0))
+
+
 def test_linear_network_has_the_closed_form():
     # y = sum_i w_i x_i m_i / (1 - p): mean w x, variance p / (1 - p) sum (w x)**2.
     keras.utils.set_random_seed(0)

@@ -1,9 +1,12 @@
 """Figures of uncertainty."""
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from keras_trainkit._checks import check_in_range, reject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,6 +85,53 @@ def reliability(curve: Any, ax: Any = None) -> Any:
     ax.plot([0, 1], [0, 1], "--", color="C7", label="calibrated")
     ax.plot(curve.confidence, curve.accuracy, "o-", color="C0", label="accuracy")
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
+    ax.legend()
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def regression_band(
+    x: np.ndarray, prediction: Any, level: float = 0.95, ax: Any = None
+) -> Any:
+    """Draw a regression with its uncertainty over one input.
+
+    Args:
+        x: The input of each row, `(rows,)`, in any order.
+        prediction: An `MCPrediction` of those rows with one output. With samples, the
+            darker band has the central fraction `level` of them; else it is what a
+            normal distribution gives. Where there is aleatoric noise, a lighter band
+            adds it.
+        level: Fraction of the distribution inside the bands.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    from matplotlib import pyplot
+
+    x = np.ravel(x)
+    if prediction.mean.shape != (len(x), 1):
+        reject("prediction", prediction.mean.shape, f"of one output and {len(x)} rows")
+    check_in_range("level", level, 0, 1, closed="neither")
+    if ax is None:
+        ax = pyplot.subplots(layout="constrained")[1]
+    order = np.argsort(x)
+    mean = prediction.mean[order, 0]
+    width = NormalDist().inv_cdf((1 + level) / 2)
+
+    def band(low, high, alpha, label):
+        ax.fill_between(x[order], low, high, color="C0", alpha=alpha, lw=0, label=label)
+
+    if prediction.aleatoric_std is not None:
+        total = width * prediction.total_std[order, 0]
+        band(mean - total, mean + total, 0.15, f"{level:.0%}, with the noise")
+    if prediction.samples is None:
+        own = width * prediction.std[order, 0]
+        low, high = mean - own, mean + own
+    else:
+        low, high = (bound[order, 0] for bound in prediction.interval(level))
+    band(low, high, 0.35, f"{level:.0%} of the model")
+    ax.plot(x[order], mean, color="C0", label="mean")
     ax.legend()
     ax.grid(alpha=0.3)
     return ax

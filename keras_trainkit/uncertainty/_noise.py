@@ -48,12 +48,12 @@ class Noise:
         """What a dropout layer makes of `(samples * rows, ...)` when it is active."""
         rate = layer.rate
         shape = tuple(x.shape[1:])
+        if rate == 1:
+            return ops.zeros_like(x)
         if isinstance(layer, layers.GaussianDropout):
             stddev = math.sqrt(rate / (1 - rate))
             factor = 1 + stddev * self._normal(math.prod(shape))
-            return self._combine(
-                x, factor, shape, lambda a, b: a * ops.cast(b, a.dtype)
-            )
+            return self._combine(x, ops.cast(factor, x.dtype), shape, ops.multiply)
         if isinstance(layer, layers.AlphaDropout):
             a = ((1 - rate) * (1 + rate * _ALPHA**2)) ** -0.5
             b = -a * _ALPHA * rate
@@ -68,8 +68,6 @@ class Noise:
                 factor *= 1 / (1 - rate)
                 return x * factor
 
-        if rate == 1:
-            return ops.zeros_like(x)
         shape = _mask_shape(layer, shape)
         return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
 
