@@ -55,6 +55,7 @@ def main():
     ax.plot(x, y, ".", color="C7", markersize=2, label="data")
     kt.plots.regression_band(grid, mc, ax=ax)
     ax.set(xlabel="x", ylabel="y")
+    ax.legend(loc="lower center")
     ax.figure.savefig(path, dpi=110)
 
 

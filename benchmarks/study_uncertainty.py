@@ -15,27 +15,13 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from bench_mc_dropout import mlp
 from keras import layers
 
 import keras_trainkit as kt
 from keras_trainkit import uncertainty
 
 SEEDS = range(5)
-
-
-def mlp():
-    return keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            layers.Flatten(),
-            layers.Dropout(0.2),
-            layers.Dense(300, activation="relu"),
-            layers.Dropout(0.2),
-            layers.Dense(100, activation="relu"),
-            layers.Dropout(0.2),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
 
 
 def cnn():

@@ -66,7 +66,11 @@ class Noise:
             def combine(x, kept):
                 factor = ops.cast(kept, x.dtype)
                 factor *= 1 / (1 - rate)
-                return x * factor
+                if factor.shape != x.shape:
+                    return x * factor
+                # On PyTorch in place.
+                factor *= x
+                return factor
 
         shape = _mask_shape(layer, shape)
         return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
