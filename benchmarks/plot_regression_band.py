@@ -51,11 +51,11 @@ def main():
         keep_samples=True,
         task="heteroscedastic",
     )
-    _, ax = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    _, ax = pyplot.subplots(figsize=(8.5, 3.6), layout="constrained")
     ax.plot(x, y, ".", color="C7", markersize=2, label="data")
     kt.plots.regression_band(grid, mc, ax=ax)
     ax.set(xlabel="x", ylabel="y")
-    ax.legend(loc="lower center")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=4)
     ax.figure.savefig(path, dpi=110)
 
 

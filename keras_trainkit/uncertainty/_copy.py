@@ -56,8 +56,9 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
         check_integer("seed", seed, minimum=0)
     if not _graph.is_graph(model):
         raise ValueError(
-            "`model` must be a Functional or a built Sequential model; in a subclassed "
-            "one, use kt.layers.MCDropout in place of Dropout. Received: "
+            "`model` must be a Functional or a built Sequential model; for a "
+            "subclassed one call kt.uncertainty.mc_predict, which needs no copy, or "
+            "use kt.layers.MCDropout in it. Received: "
             f"model={model!r} of type {type(model).__name__}"
         )
     exchanged: dict[Any, Any] = {}
