@@ -60,6 +60,9 @@ def test_recurrent_layers_drop_at_inference(name, size, shape, tmp_path, rng):
     assert not np.allclose(one, two)
     # Without dropout it is Keras's layer, and a mask means the same to both.
     mask = np.arange(shape[1]) < np.array([[2]] * shape[0])
+    if "Conv" in name:
+        # On JAX, Keras's own fail with one.
+        mask = None
     pair = [kind(**size, name="same") for kind in (cls, plain)]
     for other in pair:
         other.build(shape)
