@@ -11,6 +11,9 @@ from typing import Any
 
 import keras
 
+# The attribute of an object that has none of its own.
+_NOTHING = object()
+
 
 def backend_class(cls: Any) -> Any:
     """The class that Keras really instantiates for one of its optimizers.
@@ -139,22 +142,22 @@ def run_node(node: Any, tensors: list[Any]) -> Any:
 def patched(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """Gives objects other attributes for a while: `(object, name, value)` of each.
 
-    Keras's dropouts have no argument for their random numbers, and its generators
-    carry a state that a loop inside a compiled function cannot. Not by `setattr`, which
-    Keras and PyTorch watch. Tried on Keras 3.13 and 3.15.
+    Not by `setattr`, which Keras and PyTorch watch: they would track the value. Tried
+    on Keras 3.13 and 3.15.
     """
-    done: list[tuple[dict, str]] = []
+    before: list[tuple[dict, str, Any]] = []
     try:
         for target, name, value in changes:
             attributes = vars(target)
-            if name in attributes:
-                raise RuntimeError(f"{target!r} has its own `{name}` already")
+            before.append((attributes, name, attributes.get(name, _NOTHING)))
             attributes[name] = value
-            done.append((attributes, name))
         yield
     finally:
-        for attributes, name in done:
-            del attributes[name]
+        for attributes, name, value in reversed(before):
+            if value is _NOTHING:
+                del attributes[name]
+            else:
+                attributes[name] = value
 
 
 def functional_part(model: keras.Model) -> Any:
@@ -214,11 +217,5 @@ def loss_tracker(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[N
     The loss of a single step is not public where one call runs several of them. Tried
     on Keras 3.13 and 3.15.
     """
-    # Past the model's own `__setattr__`, which would track the metric.
-    attributes = vars(model)
-    before = attributes["_loss_tracker"]
-    attributes["_loss_tracker"] = metric
-    try:
+    with patched([(model, "_loss_tracker", metric)]):
         yield
-    finally:
-        attributes["_loss_tracker"] = before

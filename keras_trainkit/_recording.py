@@ -1,11 +1,13 @@
 """What flows through a model's layers."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+
+from keras_trainkit._compat import patched
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
@@ -65,25 +67,16 @@ def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
     return keras.ops.concatenate(seen)
 
 
-@contextlib.contextmanager
-def _tapped(layer, name: str, keep: Callable) -> Iterator[None]:
+def _tapped(layer, name: str, keep: Callable) -> contextlib.AbstractContextManager:
     """Shows `keep` what a layer's function takes first and what it returns."""
     function: Callable = getattr(layer, name)
-    own = name in vars(layer)
 
     def tap(first, *args, **kwargs):
         result = function(first, *args, **kwargs)
         keep(first, result)
         return result
 
-    setattr(layer, name, tap)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(layer, name, function)
-        else:
-            delattr(layer, name)
+    return patched([(layer, name, tap)])
 
 
 def _rows(tensor, layer) -> np.ndarray:

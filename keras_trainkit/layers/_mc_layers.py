@@ -9,14 +9,14 @@ from keras_trainkit.layers._mc_dropout import AlwaysOn
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
-def _in_training(call):
+def in_training(call):
     """A `call` that is always in training, with the same signature."""
 
     @functools.wraps(call)
-    def in_training(self, *args, **kwargs):
-        return call(self, *args, **{**kwargs, "training": True})
+    def always(*args, **kwargs):
+        return call(*args, **{**kwargs, "training": True})
 
-    return in_training
+    return always
 
 
 @_register
@@ -31,7 +31,7 @@ class MCSimpleRNN(AlwaysOn, keras.layers.SimpleRNN):
         Recurrent Neural Networks (2016), arXiv:1512.05287.
     """
 
-    call = _in_training(keras.layers.SimpleRNN.call)
+    call = in_training(keras.layers.SimpleRNN.call)
 
 
 @_register
@@ -46,7 +46,7 @@ class MCLSTM(AlwaysOn, keras.layers.LSTM):
         Recurrent Neural Networks (2016), arXiv:1512.05287.
     """
 
-    call = _in_training(keras.layers.LSTM.call)
+    call = in_training(keras.layers.LSTM.call)
 
 
 @_register
@@ -61,7 +61,7 @@ class MCGRU(AlwaysOn, keras.layers.GRU):
         Recurrent Neural Networks (2016), arXiv:1512.05287.
     """
 
-    call = _in_training(keras.layers.GRU.call)
+    call = in_training(keras.layers.GRU.call)
 
 
 @_register
@@ -76,7 +76,7 @@ class MCConvLSTM1D(AlwaysOn, keras.layers.ConvLSTM1D):
         Recurrent Neural Networks (2016), arXiv:1512.05287.
     """
 
-    call = _in_training(keras.layers.ConvLSTM1D.call)
+    call = in_training(keras.layers.ConvLSTM1D.call)
 
 
 @_register
@@ -91,7 +91,7 @@ class MCConvLSTM2D(AlwaysOn, keras.layers.ConvLSTM2D):
         Recurrent Neural Networks (2016), arXiv:1512.05287.
     """
 
-    call = _in_training(keras.layers.ConvLSTM2D.call)
+    call = in_training(keras.layers.ConvLSTM2D.call)
 
 
 @_register
@@ -106,7 +106,7 @@ class MCConvLSTM3D(AlwaysOn, keras.layers.ConvLSTM3D):
         Recurrent Neural Networks (2016), arXiv:1512.05287.
     """
 
-    call = _in_training(keras.layers.ConvLSTM3D.call)
+    call = in_training(keras.layers.ConvLSTM3D.call)
 
 
 @_register
@@ -120,4 +120,4 @@ class MCMultiHeadAttention(AlwaysOn, keras.layers.MultiHeadAttention):
         arXiv:1506.02142.
     """
 
-    call = _in_training(keras.layers.MultiHeadAttention.call)
+    call = in_training(keras.layers.MultiHeadAttention.call)

@@ -177,7 +177,7 @@ def slide(lrs: np.ndarray, losses: np.ndarray, width=15, tolerance=0.005) -> flo
 
 def _first_below(lrs: np.ndarray, losses: np.ndarray, level: float) -> float:
     """The rate at which the losses first come down to a level."""
-    end = max(int(np.argmax(losses[: len(lrs)] <= level)), 1)
+    end = max(int(np.argmax(losses <= level)), 1)
     part = slice(end - 1, end + 1)
     # By ascending losses, as `np.interp` wants them.
     return float(np.exp(np.interp(level, losses[part][::-1], np.log(lrs[part])[::-1])))

@@ -79,13 +79,9 @@ def expected_calibration_error(
         C. Guo et al., On Calibration of Modern Neural Networks (2017),
         arXiv:1706.04599, equation 3.
     """
-    labels, p = _checked(y_true, probabilities)
-    check_integer("num_bins", num_bins, minimum=1)
-    confidence = p.max(1)
-    right = p.argmax(1) == labels
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins, confidence, right = _binned(y_true, probabilities, num_bins)
     gaps = np.bincount(bins, right - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def adaptive_calibration_error(
@@ -166,14 +162,10 @@ def reliability_curve(
         C. Guo et al., On Calibration of Modern Neural Networks (2017),
         arXiv:1706.04599, section 2.
     """
-    labels, p = _checked(y_true, probabilities)
-    check_integer("num_bins", num_bins, minimum=1)
-    confidence = p.max(1)
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    bins, confidence, right = _binned(y_true, probabilities, num_bins)
     count = np.bincount(bins, minlength=num_bins)
     sums = (
-        np.bincount(bins, values, minlength=num_bins)
-        for values in (confidence, p.argmax(1) == labels)
+        np.bincount(bins, values, minlength=num_bins) for values in (confidence, right)
     )
     with np.errstate(invalid="ignore"):
         mean_confidence, accuracy = (total / count for total in sums)
@@ -318,6 +310,15 @@ def ood_auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     low, high = scores
     below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
     return float(below.sum() / 2 / (len(low) * len(high)))
+
+
+def _binned(y_true, probabilities, num_bins) -> tuple[np.ndarray, ...]:
+    """The bin, the confidence and whether it is right, of each row."""
+    labels, p = _checked(y_true, probabilities)
+    check_integer("num_bins", num_bins, minimum=1)
+    confidence = p.max(1)
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    return bins, confidence, p.argmax(1) == labels
 
 
 def _logits(logits) -> np.ndarray:

@@ -11,22 +11,6 @@ from keras_trainkit._compat import sublayers
 from keras_trainkit.layers._mc_dropout import AlwaysOn
 from keras_trainkit.uncertainty._noise import drops
 
-_LIVE = (
-    "Dropout",
-    "AlphaDropout",
-    "GaussianDropout",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "SimpleRNN",
-    "LSTM",
-    "GRU",
-    "ConvLSTM1D",
-    "ConvLSTM2D",
-    "ConvLSTM3D",
-    "MultiHeadAttention",
-)
-
 
 def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Copy a model with every dropout active at inference.
@@ -67,10 +51,10 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
         if not any(drops(part) for part in sublayers(layer)):
             return None
         config = keras.saving.serialize_keras_object(layer)
-        seeds = np.random.SeedSequence([seed or 0, len(exchanged)])
-        new = keras.saving.deserialize_keras_object(
-            _exchanged(config, None if seed is None else seeds)
-        )
+        seeds = None
+        if seed is not None:
+            seeds = np.random.SeedSequence([seed, len(exchanged)])
+        new = keras.saving.deserialize_keras_object(_exchanged(config, seeds))
         if silent := _silent(new):
             raise ValueError(
                 "`model` must show its dropouts: put kt.layers.MCDropout into the "
@@ -97,8 +81,8 @@ def _exchanged(config: Any, seeds: np.random.SeedSequence | None) -> Any:
         return config
     config = {name: _exchanged(part, seeds) for name, part in config.items()}
     inner = config.get("config")
-    if config.get("module") == "keras.layers" and config["class_name"] in _LIVE:
-        live = getattr(layers, f"MC{config['class_name']}")
+    live = getattr(layers, f"MC{config.get('class_name')}", None)
+    if live is not None and config.get("module") == "keras.layers":
         config["module"], config["class_name"] = live.__module__, live.__name__
         config["registered_name"] = keras.saving.get_registered_name(live)
     if seeds is not None and isinstance(inner, dict) and "seed" in inner:
@@ -109,10 +93,6 @@ def _exchanged(config: Any, seeds: np.random.SeedSequence | None) -> Any:
 
 def _silent(layer: Any) -> Any:
     """A part of a layer that drops in training only, if there is one."""
-    if isinstance(layer, AlwaysOn):
-        return None
-    if drops(layer):
-        return layer
     inside = sublayers(layer)
     alive = {
         id(part)

@@ -29,7 +29,7 @@ class Plan:
 
     Attributes:
         shapes: Those of the inputs.
-        outputs: The kind of each output, of `KINDS`, and its shape for one row.
+        outputs: The kind of each output, as in `mc_predict`, and its shape for one row.
         count: Number of samples.
         chunk: How many of them go through the model together.
         shared: Whether all rows have the same masks.
@@ -236,9 +236,6 @@ def _add(sums: Sums, readings: Sums, counted: Any | None, before: Any) -> Sums:
     """Add a chunk, `(samples, rows, ...)`, to the sums of `before` samples.
 
     `counted` is 0 for samples that do not count, 1 for the others, or None.
-
-    Chan, Golub and LeVeque, Updating Formulae (1979), equation 2.1: stable however far
-    the values are from zero.
     """
     value = readings["value"]
     number = float(value.shape[0]) if counted is None else ops.sum(counted)
@@ -249,17 +246,21 @@ def _add(sums: Sums, readings: Sums, counted: Any | None, before: Any) -> Sums:
         return ops.sum(x, axis=0)
 
     mean = total(value) / number
-    gap = mean - sums["mean"]
-    everything = before + number
-    new = {
-        "mean": sums["mean"] + gap * number / everything,
-        "squares": sums["squares"]
-        + total(ops.square(value - mean))
-        + ops.square(gap) * before * number / everything,
-    }
-    for name, x in readings.items():
-        if name != "value":
-            new[name] = sums[name] + total(x)
+    chunk = {name: total(x) for name, x in readings.items() if name != "value"}
+    chunk |= {"mean": mean, "squares": total(ops.square(value - mean))}
+    return merged(sums, before, chunk, number)
+
+
+def merged(sums: Sums, count: Any, more: Sums, number: Any) -> Sums:
+    """The sums of `count` samples and those of `number` more, as one; also of arrays.
+
+    Chan, Golub and LeVeque, Updating Formulae (1979), equation 2.1: stable however far
+    the values are from zero.
+    """
+    new = {name: sums[name] + x for name, x in more.items()}
+    gap = more["mean"] - sums["mean"]
+    new["mean"] = sums["mean"] + gap * number / (count + number)
+    new["squares"] = new["squares"] + gap * gap * count * number / (count + number)
     return new
 
 
@@ -276,7 +277,6 @@ class _SplitGraph:
             for call in graph.calls
             if isinstance(call.layer, keras.layers.Layer)
         ]
-        live_ids = {id(layer) for layer in dropping}
         self._fixed: list[_graph.Call] = []
         self._random: list[_graph.Call] = []
         known: set[_graph.Edge] = set(graph.inputs)
@@ -287,10 +287,10 @@ class _SplitGraph:
             if not known.issuperset(call.inputs):
                 continue
             known.update(call.outputs)
-            parts = sublayers(call.layer) if call.layer in self.layers else []
-            is_random = not random.isdisjoint(call.inputs) or not live_ids.isdisjoint(
-                map(id, parts)
-            )
+            is_layer = isinstance(call.layer, keras.layers.Layer)
+            parts = sublayers(call.layer) if is_layer else []
+            drops_here = not set(dropping).isdisjoint(parts)
+            is_random = drops_here or not random.isdisjoint(call.inputs)
             if is_random:
                 random.update(call.outputs)
             (self._random if is_random else self._fixed).append(call)

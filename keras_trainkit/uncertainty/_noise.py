@@ -15,6 +15,7 @@ from keras import layers, ops
 
 from keras_trainkit._checks import reject
 from keras_trainkit._compat import patched, sublayers
+from keras_trainkit.layers._mc_layers import in_training
 
 _GOLDEN = 0x9E3779B9
 # What Keras's AlphaDropout sets dropped units to: -scale * alpha of SELU.
@@ -61,26 +62,25 @@ class Noise:
             def combine(x, kept):
                 return ops.where(kept, x, _ALPHA) * a + b
 
-        else:
+            shape = _mask_shape(layer, shape)
+            return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
+        return self.dropout(x, rate, _mask_shape(layer, shape))
 
-            def combine(x, kept):
-                factor = ops.cast(kept, x.dtype)
-                factor *= 1 / (1 - rate)
-                if factor.shape != x.shape:
-                    return x * factor
-                # On PyTorch in place.
-                factor *= x
-                return factor
+    def dropout(self, x: Any, rate: float, shape: tuple[int, ...]) -> Any:
+        """Plain dropout by masks of `shape` for each row; a size of 1 is spread."""
+        if rate == 1:
+            return ops.zeros_like(x)
 
-        shape = _mask_shape(layer, shape)
+        def combine(x, kept):
+            factor = ops.cast(kept, x.dtype)
+            factor *= 1 / (1 - rate)
+            if factor.shape != x.shape:
+                return x * factor
+            # On PyTorch in place.
+            factor *= x
+            return factor
+
         return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
-
-    def mask(self, like: Any, rate: float) -> Any:
-        """A dropout mask of the shape of `like`, `(samples * rows, units)`."""
-        shape = tuple(like.shape[1:])
-        kept = self._kept(math.prod(shape), rate)
-        ones = ops.ones_like(like) * (1 / (1 - rate))
-        return self._combine(ones, kept, shape, lambda x, kept: ops.where(kept, x, 0))
 
     def _combine(self, x, noise, shape, function):
         """Apply noise of `(samples, rows, *shape)`, whose sizes of 1 are spread."""
@@ -134,11 +134,17 @@ def drops(layer: Any) -> bool:
 
 @contextmanager
 def live(dropping: Sequence[Any], noise: Noise) -> Iterator[None]:
-    """Makes layers that drop do so, with the numbers of `noise`."""
+    """Makes layers that drop do so, with the numbers of `noise`.
+
+    Keras's dropouts have no argument for their random numbers, and its generators carry
+    a state that a loop inside a compiled function cannot.
+    """
     changes = []
     for layer in dropping:
+        if "call" in vars(layer):
+            raise RuntimeError(f"{layer!r} has its own `call` already")
         if isinstance(layer, layers.RNN):
-            changes.append((layer, "call", _in_training(layer.call)))
+            changes.append((layer, "call", in_training(layer.call)))
             changes += [
                 (cell, "_create_dropout_mask", _cell_mask(cell, noise))
                 for cell in _dropping_cells(layer)
@@ -153,19 +159,16 @@ def _drop(layer, noise):
     return lambda inputs, training=False: noise.drop(layer, inputs)
 
 
-def _in_training(call):
-    def in_training(*args, **kwargs):
-        return call(*args, **{**kwargs, "training": True})
-
-    return in_training
-
-
 def _cell_mask(cell, noise):
+    def mask(step_input, rate):
+        ones = ops.ones_like(step_input)
+        return noise.dropout(ones, rate, tuple(ones.shape[1:]))
+
     def create(step_input, rate):
         count = getattr(cell, "dropout_mask_count", None)
         if count is None:
-            return noise.mask(step_input, rate)
-        return [noise.mask(step_input, rate) for _ in range(count)]
+            return mask(step_input, rate)
+        return [mask(step_input, rate) for _ in range(count)]
 
     return create
 

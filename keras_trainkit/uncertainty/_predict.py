@@ -11,7 +11,7 @@ import numpy as np
 from keras_trainkit import _graph
 from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
 from keras_trainkit._compat import functional_part
-from keras_trainkit.uncertainty._engine import Engine, Sums
+from keras_trainkit.uncertainty._engine import Engine, Sums, merged
 from keras_trainkit.uncertainty._prediction import MCPrediction
 
 _TASKS = ("classification", "logits", "binary", "regression", "heteroscedastic")
@@ -219,8 +219,8 @@ def _until_sure(
     draw: _Draw, chosen: np.ndarray, most: int, tolerance: float
 ) -> list[Sums]:
     """Draw in rounds, each for the rows whose mean is not sure yet."""
-    total = draw(chosen, 0, min(_ROUND, most))
     first = min(_ROUND, most)
+    total = draw(chosen, 0, first)
     while first < most:
         errors = []
         for sums in total:
@@ -244,19 +244,14 @@ def _until_sure(
 
 
 def _merge(sums: Sums, new: Sums, rows: np.ndarray) -> None:
-    """Add what further samples of some rows say, by the same equation as the engine."""
+    """Add what further samples of some rows say."""
     new = {name: a[: len(rows)] for name, a in new.items()}
     before = {name: a[rows] for name, a in sums.items()}
-    n, more = (_count(part, part["mean"]) for part in (before, new))
-    gap = new["mean"] - before["mean"]
-    new["squares"] = before["squares"] + new["squares"] + gap**2 * n * more / (n + more)
-    new["mean"] = before["mean"] + gap * more / (n + more)
-    for name, a in new.items():
-        if name not in ("mean", "squares"):
-            new[name] = before[name] + a
+    count, number = (_count(part, part["mean"]) for part in (before, new))
+    together = merged(before, count, new, number)
     for name in sums:
         sums[name] = sums[name].copy()
-        sums[name][rows] = new[name]
+        sums[name][rows] = together[name]
 
 
 def _outputs(
