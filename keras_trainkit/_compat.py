@@ -6,7 +6,7 @@ tried.
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -36,6 +36,22 @@ def step_counter(optimizer: keras.optimizers.Optimizer):
     return optimizer.variables[0]
 
 
+def moving_averages(optimizer: keras.optimizers.Optimizer) -> dict[int, Any]:
+    """The moving averages of an optimizer with `use_ema`, by the id of the weight.
+
+    Keras overwrites the weights with them. Tried on Keras 3.13 and 3.15.
+    """
+    if not optimizer.use_ema:
+        return {}
+    averages = optimizer._model_variables_moving_average
+    return {
+        id(weight): average
+        for weight, average in zip(
+            optimizer._trainable_variables, averages, strict=True
+        )
+    }
+
+
 def set_saved_optimizer(model: keras.Model, optimizer: Any) -> None:
     """Make `optimizer` the one that the model's file names.
 
@@ -63,14 +79,16 @@ def torch_rng_state(state: Any = None) -> Any:
     return torch.get_rng_state()
 
 
-def sublayers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+def sublayers(
+    layer: keras.layers.Layer, recursive: bool = True
+) -> list[keras.layers.Layer]:
     """A layer and all layers inside it, however they are nested.
 
-    Only models list their layers in public; an RNN's cell, the projections of an
-    attention layer, and what a wrapper wraps are found this way. Tried on Keras 3.13
-    and 3.15.
+    With `recursive=False` those right inside it. Only models list their layers in
+    public; an RNN's cell, the projections of an attention layer, and what a wrapper
+    wraps are found this way. Tried on Keras 3.13 and 3.15.
     """
-    return layer._flatten_layers(include_self=True, recursive=True)
+    return list(layer._flatten_layers(include_self=recursive, recursive=recursive))
 
 
 def live_layers() -> list[keras.layers.Layer]:
@@ -219,3 +237,17 @@ def loss_tracker(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[N
     """
     with patched([(model, "_loss_tracker", metric)]):
         yield
+
+
+def as_one_op(function: Callable) -> Callable:
+    """A function of lists of tensors that TensorFlow compiles into a single operation.
+
+    In a branch that is seldom taken, TensorFlow passes each operation by in every step,
+    at the cost of some hundreds. The other backends take it as it is. Tried on Keras
+    3.13 and 3.15.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    return tf.function(function, jit_compile=True)

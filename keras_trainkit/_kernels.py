@@ -51,10 +51,15 @@ _CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
 def kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
     """The kernels of a built layer or model, those of all layers inside included."""
     for part in sublayers(layer):
-        for kernel in _own(part):
-            # Not so: a kernel that Keras computes, as after `enable_lora`.
-            if isinstance(kernel.variable, keras.Variable):
-                yield kernel
+        yield from own_kernels(part)
+
+
+def own_kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
+    """The kernels of a layer alone."""
+    for kernel in _own(layer):
+        # Not so: a kernel that Keras computes, as after `enable_lora`.
+        if isinstance(kernel.variable, keras.Variable):
+            yield kernel
 
 
 def inputs_of(tensor) -> tuple[int, ...]:
@@ -78,10 +83,8 @@ _known: dict = {}
 def _look_for_kernels() -> None:
     _known.clear()
     for layer in live_layers():
-        for kernel in _own(layer):
-            variable = kernel.variable
-            if isinstance(variable, keras.Variable):
-                _known[id(variable)] = weakref.ref(variable), kernel.inputs
+        for kernel in own_kernels(layer):
+            _known[id(kernel.variable)] = weakref.ref(kernel.variable), kernel.inputs
 
 
 def _all_but_last(rank: int) -> tuple[int, ...]:

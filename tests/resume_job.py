@@ -24,6 +24,12 @@ JOBS = {
         lambda: keras.optimizers.RMSprop(0.01),
         lambda: kt.callbacks.ExponentialSchedule(0.02, 4),
     ),
+    "pruning": (
+        lambda: keras.optimizers.Adam(0.01),
+        lambda: kt.pruning.MagnitudePruning(
+            0.7, begin_step=1, end_step=12, frequency=2
+        ),
+    ),
     "plateau": (
         lambda: keras.optimizers.SGD(0.1, momentum=0.9),
         lambda: kt.callbacks.PlateauSchedule(

@@ -13,7 +13,16 @@ ROOT = Path(keras_trainkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LEVELS = [
-    {"_types", "_checks", "_compat", "_graph", "_kernels", "_recording", "_state"},
+    {
+        "_types",
+        "_checks",
+        "_compat",
+        "_graph",
+        "_kernels",
+        "_recording",
+        "_select",
+        "_state",
+    },
     {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"},
     {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics", "transfer"}
     | {"initializers", "callbacks"},

@@ -1,0 +1,87 @@
+"""Which layers and weights an argument such as `include=` means."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from keras.layers import Layer
+
+from keras_trainkit._checks import reject
+from keras_trainkit._compat import sublayers
+from keras_trainkit._kernels import Kernel, own_kernels
+
+Selector: TypeAlias = str | type | Layer | Callable[[Layer], bool]
+"""A layer; a type of layers; a regular expression that matches the whole of a layer's
+name or of its path; or a function of a layer."""
+
+_EXPECTED = "a layer, a type of layers, a regular expression or a function of a layer"
+
+
+def chains(model: Layer) -> Iterator[tuple[Layer, ...]]:
+    """Every layer inside a model, after the layers around it; the model left out."""
+    seen = set()
+
+    def walk(layer: Layer, around: tuple[Layer, ...]) -> Iterator[tuple[Layer, ...]]:
+        for part in sublayers(layer, recursive=False):
+            if id(part) not in seen:
+                seen.add(id(part))
+                yield (*around, part)
+                yield from walk(part, (*around, part))
+
+    yield from walk(model, ())
+
+
+def kernels_in(model: Layer) -> Iterator[tuple[tuple[Layer, ...], Kernel]]:
+    """Every kernel inside a model, with the layers around it."""
+    for chain in chains(model):
+        for kernel in own_kernels(chain[-1]):
+            yield chain, kernel
+
+
+def check_selectors(name: str, selectors: Any) -> tuple[Selector, ...]:
+    """One selector or several as a tuple, or raise."""
+    if selectors is None:
+        return ()
+    if isinstance(selectors, str | type | Layer) or callable(selectors):
+        selectors = [selectors]
+    if not isinstance(selectors, Sequence | set | frozenset):
+        reject(name, selectors, f"{_EXPECTED}, or a list of these")
+    for selector in selectors:
+        if isinstance(selector, str):
+            try:
+                re.compile(selector)
+            except re.error as error:
+                reject(name, selector, f"a regular expression ({error})")
+        elif not callable(selector):
+            reject(name, selector, _EXPECTED)
+    return tuple(selectors)
+
+
+def selected(chain: tuple[Layer, ...], selectors: Sequence[Selector]) -> bool:
+    """Whether a selector means a layer or one of those around it."""
+    path = ""
+    for layer in chain:
+        path = f"{path}/{layer.name}" if path else layer.name
+        if any(_means(selector, layer, path) for selector in selectors):
+            return True
+    return False
+
+
+def check_all_used(
+    name: str, chains: Sequence[tuple[Layer, ...]], selectors: Sequence[Selector]
+) -> None:
+    """Raise if a selector means no layer, most often by a slip of the pen."""
+    for selector in selectors:
+        if not any(selected(chain, [selector]) for chain in chains):
+            names = ", ".join(sorted({chain[-1].name for chain in chains}))
+            reject(name, selector, f"such that it means a layer ({names})")
+
+
+def _means(selector: Selector, layer: Layer, path: str) -> bool:
+    if isinstance(selector, str):
+        return any(re.fullmatch(selector, name) for name in (layer.name, path))
+    if isinstance(selector, type):
+        return isinstance(layer, selector)
+    if isinstance(selector, Layer):
+        return layer is selector
+    return bool(selector(layer))

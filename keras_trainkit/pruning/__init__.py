@@ -1,0 +1,8 @@
+"""Pruning: weights set to zero, channels taken out, and what that saved."""
+
+from keras_trainkit.pruning._magnitude import MagnitudePruning as MagnitudePruning
+from keras_trainkit.pruning._once import prune_once as prune_once
+from keras_trainkit.pruning._report import SparsityReport as SparsityReport
+from keras_trainkit.pruning._report import sparsity_report as sparsity_report
+from keras_trainkit.pruning._schedules import ConstantSparsity as ConstantSparsity
+from keras_trainkit.pruning._schedules import PolynomialSparsity as PolynomialSparsity

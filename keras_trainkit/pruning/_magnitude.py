@@ -1,0 +1,251 @@
+"""Gradual magnitude pruning during `fit`."""
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._compat import patched, sync_state
+from keras_trainkit._select import Selector
+from keras_trainkit._types import Tensor
+from keras_trainkit.optimizers._exchange import batches_seen, core_optimizer
+from keras_trainkit.pruning._schedules import (
+    ConstantSparsity,
+    PolynomialSparsity,
+    Sparsity,
+)
+from keras_trainkit.pruning._step import assign_masked, nonzero, with_pruning
+from keras_trainkit.pruning._targets import Targets, find_targets, make_rule
+
+
+class MagnitudePruning(keras.callbacks.Callback):
+    """Set the smallest weights to zero during `fit`, step by step, and keep them there.
+
+    Every `frequency` steps, and at `end_step`, the entries of each kernel with the
+    smallest magnitudes are set to zero, as many as the schedule says; after each step
+    in between, those that were zero are zero again. All of it happens in the compiled
+    step. The kernels are those of Dense, EinsumDense, convolutions of every kind,
+    attention, embeddings and recurrent layers; biases and normalization stay.
+
+    Nothing wraps the layers, and the saved file is that of the model without pruning:
+    an entry that is zero is one that is pruned, and those that are not pruned are kept
+    from being exactly zero by the smallest number there is. So the masks survive a
+    resume with the weights, and the step with `optimizer.iterations`.
+
+    A step is a batch, and step `t` is the state after `t` batches. Where the optimizer
+    has made steps before, they count; but where the weights have not the sparsity that
+    the schedule gives there, the schedule starts at the first step of this fit. As in
+    TF-MOT, a pruned weight is zero for the pass and gets its gradient, so that an
+    update that raises it over others at a pruning step brings it back.
+
+    Use it after `fit` has built the model or with a built one; with `OneCycle` and
+    the like in any order.
+
+    Args:
+        sparsity: Fraction of the entries of each kernel to set to zero in the end, in
+            `[0, 1)`; the number pruned is `size - max(round(size (1 - s)), 1)`. Or a
+            dict from selectors to fractions, where the first that means a layer
+            counts, and layers that none means are left alone.
+        begin_step: The first step that prunes.
+        end_step: The last step that prunes. Can be left out with a `schedule` of your
+            own, or with `"constant"`, which then prunes once.
+        frequency: Steps from one pruning to the next.
+        scope: `"layer"`: each kernel has this sparsity; `"global"`: all together have,
+            with their entries ranked in one list.
+        pattern: None; `"2:4"` or any `"N:M"`, for at most N entries that are not zero
+            of M in a row along a unit's inputs, all from `begin_step` on; or blocks
+            such as `"4x1"` (inputs by units) that stay or go as one, by their mean.
+        schedule: `"polynomial"` (from 0), `"constant"`, or a `PolynomialSparsity` or
+            `ConstantSparsity`, whose `final` is that of each layer instead.
+        include: What to prune: a layer, a type of layers, a regular expression that
+            matches the whole of a layer's name or path, a function of a layer, or a
+            list of these. By default everything.
+        exclude: What not to prune, in the same ways.
+        rewind_to: Lottery tickets: at the end of the fit the weights that are left, and
+            the biases and everything else, go back to what they were after this step.
+
+    Raises:
+        ValueError: If an argument is wrong; in `fit`, before the first step, if
+            `end_step` lies beyond its end.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> pruning = kt.pruning.MagnitudePruning(0.8, end_step=8, frequency=2)
+        >>> x, y = np.ones((32, 20), "float32"), np.zeros(32)
+        >>> _ = model.fit(x, y, 4, epochs=1, callbacks=[pruning], verbose=0)
+        >>> kt.pruning.sparsity_report(model).layers[0].sparsity
+        0.8
+
+    Reference:
+        M. Zhu and S. Gupta, To Prune, or Not to Prune (2017), arXiv:1710.01878;
+        J. Frankle et al., Linear Mode Connectivity and the Lottery Ticket Hypothesis
+        (2020), arXiv:1912.05671, for `rewind_to`.
+    """
+
+    def __init__(
+        self,
+        sparsity: float | Mapping[Selector, float],
+        *,
+        begin_step: int = 0,
+        end_step: int | None = None,
+        frequency: int = 100,
+        scope: str = "layer",
+        pattern: str | None = None,
+        schedule: str | Sparsity = "polynomial",
+        include: Any = None,
+        exclude: Any = None,
+        rewind_to: int | None = None,
+    ):
+        super().__init__()
+        self._rule = make_rule(sparsity, scope, pattern, include, exclude)
+        self._frequency = check_integer("frequency", frequency, minimum=1)
+        self._template = _template(schedule, begin_step, end_step)
+        self._rewind_to = rewind_to
+        if rewind_to is not None:
+            check_integer("rewind_to", rewind_to, minimum=0)
+            if rewind_to > self._template.end_step:
+                reject("rewind_to", rewind_to, f"<= {self._template.end_step=}")
+        # Without a ticket nothing here looks at the batches: Keras need not wait.
+        self.async_safe = rewind_to is None
+        self._patch = contextlib.ExitStack()
+        self._targets: Targets | None = None
+        self._start = 0
+        self._ticket: list[np.ndarray] | None = None
+
+    def set_params(self, params: dict[str, Any] | None) -> None:
+        """Check the length of the fit, as early as it is known."""
+        super().set_params(params)
+        self._patch.close()
+        self._targets, self._ticket = None, None
+        self._check_length(batches_seen(self.model), self.params["epochs"])
+        # The compiled step of an earlier fit does not prune.
+        self.model.train_function = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._targets is not None:
+            return
+        # Not before: `BackupAndRestore` loads when the training begins.
+        optimizer = core_optimizer(self.model)
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        targets = find_targets(self.model, self._rule, trainable_only=True)
+        seen = batches_seen(self.model)
+        due = self._sparsities(targets, self._last_update(seen))
+        self._start = 0 if seen == 0 or targets.have(due) else seen
+        self._check_length(seen, self.params["epochs"] - epoch)
+        self._check_rewind(seen)
+        self._targets = targets
+        variables = [kernel.variable for kernel in targets.kernels]
+        begin = self._template.begin_step
+        if seen - self._start == begin:
+            assign_masked(variables, self._find_masks(begin, nonzero(variables)))
+        apply = with_pruning(
+            optimizer, variables, self._start, begin, self._is_due, self._find_masks
+        )
+        self._patch.enter_context(patched([(optimizer, "apply", apply)]))
+        self._keep_ticket()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._keep_ticket()
+
+    def on_train_end(self, logs=None):
+        self._patch.close()
+        self.model.train_function = None
+        if self._targets is None:
+            return
+        done = batches_seen(self.model) - self._start
+        if done < self._template.end_step:
+            warnings.warn(
+                f"The fit ended at step {done}, before end_step="
+                f"{self._template.end_step}: the model has not its final sparsity.",
+                stacklevel=2,
+            )
+        elif self._ticket is not None:
+            self._rewind()
+
+    def _check_length(self, seen: int, epochs: int) -> None:
+        steps = self.params["steps"]
+        last = self._template.end_step
+        if steps is not None and seen - self._start + epochs * steps < last:
+            reject(
+                "end_step",
+                last,
+                f"<= {seen - self._start + epochs * steps}, the last step of this fit",
+            )
+
+    def _sparsities(self, targets: Targets, step) -> list[Any]:
+        """The sparsity of each kernel at a step."""
+        schedules = {
+            final: type(self._template).from_config(
+                {**self._template.get_config(), "final": final}
+            )
+            for final in targets.finals
+        }
+        values = {final: schedule(step) for final, schedule in schedules.items()}
+        return [values[final] for final in targets.finals]
+
+    def _last_update(self, step: int) -> int:
+        """The last step that prunes, of those up to `step`."""
+        begin, end = self._template.begin_step, self._template.end_step
+        if not begin <= step < end:
+            return min(step, end)
+        return step - (step - begin) % self._frequency
+
+    def _is_due(self, step) -> Any:
+        """Whether a step prunes."""
+        begin, end = self._template.begin_step, self._template.end_step
+        turn = ((step - begin) % self._frequency == 0) | (step == end)
+        return (step >= begin) & (step <= end) & turn
+
+    def _find_masks(self, step, values: list[Tensor]) -> list[Tensor]:
+        assert self._targets is not None
+        return self._targets.masks(values, self._sparsities(self._targets, step))
+
+    def _check_rewind(self, seen: int) -> None:
+        if self._rewind_to is not None and seen - self._start > self._rewind_to:
+            reject(
+                "rewind_to",
+                self._rewind_to,
+                f"a step from {seen - self._start} on, where this fit begins",
+            )
+
+    def _keep_ticket(self) -> None:
+        if self._rewind_to is None or self._ticket is not None:
+            return
+        sync_state(self.model)
+        step = batches_seen(self.model) - self._start
+        if step > self._rewind_to:
+            reject("rewind_to", self._rewind_to, "a multiple of steps_per_execution")
+        if step == self._rewind_to:
+            self._ticket = [np.array(weight) for weight in self.model.get_weights()]
+
+    def _rewind(self) -> None:
+        assert self._targets is not None
+        variables = [kernel.variable for kernel in self._targets.kernels]
+        kept = [ops.not_equal(variable, 0) for variable in variables]
+        self.model.set_weights(self._ticket)
+        assign_masked(variables, kept)
+
+
+def _template(schedule, begin_step, end_step) -> Sparsity:
+    if isinstance(schedule, Sparsity):
+        if end_step not in (None, schedule.end_step) or begin_step not in (
+            0,
+            schedule.begin_step,
+        ):
+            reject("end_step", end_step, f"left out with {schedule=}")
+        return schedule
+    if schedule == "constant":
+        return ConstantSparsity(0.0, begin_step, end_step)
+    if schedule != "polynomial":
+        reject("schedule", schedule, '"polynomial", "constant" or a sparsity schedule')
+    if end_step is None:
+        reject("end_step", end_step, "an integer > begin_step")
+    return PolynomialSparsity(0.0, 0.0, begin_step, end_step)

@@ -1,0 +1,62 @@
+"""Pruning at one go, without training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_trainkit._select import Selector
+from keras_trainkit.pruning._targets import find_targets, make_rule
+
+
+def prune_once(
+    model: keras.Model,
+    sparsity: float | Mapping[Selector, float],
+    *,
+    scope: str = "layer",
+    pattern: str | None = None,
+    include: Any = None,
+    exclude: Any = None,
+) -> keras.Model:
+    """Copy a model with the smallest weights of each kernel set to zero.
+
+    Args:
+        model: A built Sequential or Functional model; it is not changed.
+        sparsity: Fraction of the entries of each kernel to set to zero, in `[0, 1)`, or
+            a dict from selectors to fractions, as in `MagnitudePruning`. One entry
+            always stays. Of equal magnitudes, those that come first go first.
+        scope: `"layer"`, or `"global"` to rank the entries of all kernels together.
+        pattern: None, `"N:M"` or a block such as `"4x1"`, as in `MagnitudePruning`.
+        include: What to prune, as in `MagnitudePruning`.
+        exclude: What not to prune.
+
+    Returns:
+        A copy.
+
+    Raises:
+        ValueError: If an argument is wrong.
+
+    Example:
+        >>> import keras, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> pruned = kt.pruning.prune_once(model, 0.75)
+        >>> kt.pruning.sparsity_report(pruned).layers[0].nonzeros
+        8
+
+    Reference:
+        S. Han et al., Learning both Weights and Connections for Efficient Neural
+        Networks (2015), arXiv:1506.02626.
+    """
+    rule = make_rule(sparsity, scope, pattern, include, exclude)
+    pruned = keras.models.clone_model(model, recursive=True)
+    pruned.set_weights(model.get_weights())
+    targets = find_targets(pruned, rule)
+    variables = [kernel.variable for kernel in targets.kernels]
+    values = [ops.convert_to_tensor(variable) for variable in variables]
+    kept = targets.masks(values, targets.finals)
+    for variable, mask in zip(variables, kept, strict=True):
+        array = ops.convert_to_numpy(variable)
+        variable.assign(np.where(ops.convert_to_numpy(mask), array, 0))
+    return pruned

@@ -1,0 +1,125 @@
+"""The zeros of a model, counted."""
+
+import gzip
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_trainkit._kernels import Kernel
+from keras_trainkit._select import kernels_in
+from keras_trainkit.pruning._masks import Pattern, keeps_to, parse_pattern
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """Zeros in one weight.
+
+    Attributes:
+        path: The weight's path in the model.
+        parameters: Number of entries.
+        nonzeros: Number of entries that are not zero.
+        gzip_bytes: Its size after gzip.
+        pattern: Whether it keeps to the pattern that was asked for; None if none was.
+    """
+
+    path: str
+    parameters: int
+    nonzeros: int
+    gzip_bytes: int = 0
+    pattern: bool | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the entries that are zero."""
+        return 1 - self.nonzeros / self.parameters
+
+
+@dataclass(frozen=True, repr=False)
+class SparsityReport:
+    """Zeros in a whole model; unstructured zeros save bytes, not time.
+
+    Attributes:
+        layers: One entry for each kernel.
+        parameters: Number of all weights, biases and statistics included.
+        nonzeros: Number of them that are not zero.
+        raw_bytes: Size of all weights.
+        gzip_bytes: Size of all weights after gzip.
+    """
+
+    layers: tuple[LayerSparsity, ...]
+    parameters: int
+    nonzeros: int
+    raw_bytes: int
+    gzip_bytes: int
+
+    def summary(self) -> str:
+        """A table, one line for each kernel."""
+        width = max([len(layer.path) for layer in self.layers] + [5])
+        asked = any(layer.pattern is not None for layer in self.layers)
+        lines = [
+            f"{'kernel':<{width}}  parameters  non-zero  sparsity  gzip bytes"
+            f"{'  pattern' if asked else ''}"
+        ]
+        lines += [
+            f"{layer.path:<{width}}  {layer.parameters:>10,}  {layer.nonzeros:>8,}"
+            f"  {layer.sparsity:>8.1%}  {layer.gzip_bytes:>10,}"
+            f"{'  ' + ('yes' if layer.pattern else 'no') if asked else ''}"
+            for layer in self.layers
+        ]
+        lines.append(
+            f"{'total':<{width}}  {self.parameters:>10,}  {self.nonzeros:>8,}"
+            f"  {1 - self.nonzeros / self.parameters:>8.1%}  {self.gzip_bytes:>10,}"
+        )
+        lines.append(f"{self.raw_bytes:,} bytes, {self.gzip_bytes:,} after gzip")
+        return "\n".join(lines)
+
+    __repr__ = summary
+
+
+def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityReport:
+    """Count the zeros of a model's weights.
+
+    Args:
+        model: A built model.
+        pattern: An `"N:M"` or a block such as `"4x1"`, as in `MagnitudePruning`: the
+            report then says of each kernel whether it keeps to it. Blocks are kept to
+            where each is all zero or has no zero.
+
+    Returns:
+        A `SparsityReport`.
+
+    Raises:
+        ValueError: If the pattern is none.
+    """
+    parsed = parse_pattern(pattern)
+    raw = b"".join(array.tobytes() for array in map(_array, model.weights))
+    return SparsityReport(
+        layers=tuple(
+            _layer(kernel, None if pattern is None else parsed)
+            for _, kernel in kernels_in(model)
+        ),
+        parameters=model.count_params(),
+        nonzeros=sum(int(np.count_nonzero(_array(w))) for w in model.weights),
+        raw_bytes=len(raw),
+        gzip_bytes=_gzip_bytes(raw),
+    )
+
+
+def _layer(kernel: Kernel, pattern: Pattern | None) -> LayerSparsity:
+    array = _array(kernel.variable)
+    return LayerSparsity(
+        kernel.variable.path,
+        array.size,
+        int(np.count_nonzero(array)),
+        _gzip_bytes(array.tobytes()),
+        None if pattern is None else keeps_to(array, kernel, pattern),
+    )
+
+
+def _array(variable) -> np.ndarray:
+    return np.ascontiguousarray(keras.ops.convert_to_numpy(variable))
+
+
+def _gzip_bytes(raw: bytes) -> int:
+    return len(gzip.compress(raw, mtime=0))

@@ -1,0 +1,119 @@
+"""An optimizer's update with pruning after it, inside the compiled step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainkit._compat import as_one_op, moving_averages, step_counter
+from keras_trainkit._types import Tensor
+
+
+def with_pruning(
+    optimizer: keras.optimizers.Optimizer,
+    variables: list[keras.Variable],
+    start: int,
+    begin_step: int,
+    is_due: Callable[[Any], Any],
+    find_masks: Callable[[Any, list[Tensor]], list[Tensor]],
+) -> Callable:
+    """The optimizer's `apply` with pruning after it.
+
+    Args:
+        optimizer: The optimizer, built.
+        variables: The kernels to prune.
+        start: The count of batches that is step 0.
+        begin_step: The first step that prunes.
+        is_due: Whether a step prunes.
+        find_masks: From a step and the kernels' values to the entries that stay.
+    """
+    apply = optimizer.apply
+    find = as_one_op(find_masks)
+    averages = moving_averages(optimizer)
+    # On JAX what a step keeps must be in the optimizer, and so in its files. There the
+    # zeros themselves are the masks; elsewhere a copy is faster, which no file has.
+    begun = int(step_counter(optimizer)) - start >= begin_step
+    masks = []
+    if not _on_jax():
+        masks = [
+            keras.Variable(_alive(v, not begun), trainable=False) for v in variables
+        ]
+    # Nothing but clipping makes a weight zero that is not pruned.
+    clips = _on_jax() or isinstance(optimizer, keras.optimizers.Ftrl)
+    clipped = [clips or variable.constraint is not None for variable in variables]
+
+    def apply_and_prune(grads, trainable_variables=None):
+        step = _now(optimizer) - start + 1
+        before = [ops.convert_to_tensor(mask) for mask in masks] or [
+            _alive(variable, step <= begin_step) for variable in variables
+        ]
+        apply(grads, trainable_variables)
+        values = [
+            _nonzero(variable) if clip else ops.convert_to_tensor(variable)
+            for variable, clip in zip(variables, clipped, strict=True)
+        ]
+
+        def renewed() -> list[Tensor]:
+            found = find(step, [_nonzero(value) for value in values])
+            return [ops.cast(f, b.dtype) for f, b in zip(found, before, strict=True)]
+
+        after = _either(is_due(step), renewed, lambda: before)
+        for mask, new in zip(masks, after, strict=False):
+            mask.assign(new)
+        for variable, value, new in zip(variables, values, after, strict=True):
+            variable.assign(_masked(value, new))
+            average = averages.get(id(variable))
+            if average is not None:
+                average.assign(_masked(ops.convert_to_tensor(average), new))
+
+    return apply_and_prune
+
+
+def _alive(variable: keras.Variable, everything: Any) -> Tensor:
+    """The entries that are not zero, or all."""
+    alive = ops.not_equal(variable, 0) | everything
+    # Either is the faster on its backend: XLA fuses what TensorFlow does one by one.
+    return alive if _on_jax() else ops.cast(alive, variable.dtype)
+
+
+def _on_jax() -> bool:
+    return keras.backend.backend() == "jax"
+
+
+def _masked(value: Tensor, mask: Tensor) -> Tensor:
+    return ops.where(mask, value, 0.0) if _on_jax() else value * mask
+
+
+def nonzero(variables: list[keras.Variable]) -> list[Tensor]:
+    """The values of variables, where they are zero the smallest number that lasts."""
+    return [_nonzero(variable) for variable in variables]
+
+
+def assign_masked(variables: list[keras.Variable], masks: list[Tensor]) -> None:
+    """Set to zero what the masks do not keep, and keep the rest from being zero."""
+    for variable, value, mask in zip(variables, nonzero(variables), masks, strict=True):
+        variable.assign(ops.where(mask, value, 0.0))
+
+
+def _nonzero(variable: Any) -> Tensor:
+    # A normal number, far below any weight and far above underflow by weight decay;
+    # float16 has only denormal ones.
+    value = ops.convert_to_tensor(variable)
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    tiny = ops.cast(6e-8 if dtype == "float16" else 1e-30, dtype)
+    return ops.where(ops.equal(value, 0), tiny, value)
+
+
+def _now(optimizer: keras.optimizers.Optimizer) -> Any:
+    """The count of batches, as a number where steps are not compiled."""
+    counter = step_counter(optimizer)
+    if keras.backend.backend() == "torch":
+        return int(counter)
+    return ops.convert_to_tensor(counter)
+
+
+def _either(condition: Any, yes: Callable, no: Callable) -> Any:
+    if isinstance(condition, bool):
+        return yes() if condition else no()
+    return ops.cond(condition, yes, no)
