@@ -146,13 +146,18 @@ def nodes(model: keras.Model) -> list[Any]:
     ]
 
 
-def run_node(node: Any, tensors: list[Any]) -> Any:
-    """Make one of those calls with other tensors, in the order of `input_tensors`.
+def arguments(node: Any, tensors: list[Any]) -> tuple[tuple, dict]:
+    """The arguments of one of those calls, with others for `input_tensors`.
 
     Which arguments a layer was called with is not public. Tried on Keras 3.13 and 3.15.
     """
     by_input = {id(x): t for x, t in zip(node.input_tensors, tensors, strict=True)}
-    args, kwargs = node.arguments.fill_in(by_input)
+    return node.arguments.fill_in(by_input)
+
+
+def run_node(node: Any, tensors: list[Any]) -> Any:
+    """Make one of those calls with other tensors."""
+    args, kwargs = arguments(node, tensors)
     return node.operation(*args, **kwargs)
 
 

@@ -37,11 +37,12 @@ class MagnitudePruning(keras.callbacks.Callback):
     from being exactly zero by the smallest number there is. So the masks survive a
     resume with the weights, and the step with `optimizer.iterations`.
 
-    A step is a batch, and step `t` is the state after `t` batches. Where the optimizer
-    has made steps before, they count; but where the weights have not the sparsity that
-    the schedule gives there, the schedule starts at the first step of this fit. As in
-    TF-MOT, a pruned weight is zero for the pass and gets its gradient, so that an
-    update that raises it over others at a pruning step brings it back.
+    As in TF-MOT, step `t` is the `t`-th batch, which finds its masks before its pass;
+    with `begin_step=0` the first batch is pruned too. Where the optimizer has made
+    steps before, they count; but where the weights have not the sparsity that the
+    schedule gives there, the schedule starts at the first step of this fit. A pruned
+    weight is zero for the pass and gets its gradient, so that an update that raises it
+    over others at a pruning step brings it back.
 
     Use it after `fit` has built the model or with a built one; with `OneCycle` and
     the like in any order.
@@ -137,15 +138,18 @@ class MagnitudePruning(keras.callbacks.Callback):
             optimizer.build(self.model.trainable_variables)
         targets = find_targets(self.model, self._rule, trainable_only=True)
         seen = batches_seen(self.model)
-        due = self._sparsities(targets, self._last_update(seen))
+        due = self._sparsities(targets, self._last_update(seen + 1))
         self._start = 0 if seen == 0 or targets.have(due) else seen
         self._check_length(seen, self.params["epochs"] - epoch)
         self._check_rewind(seen)
         self._targets = targets
         variables = [kernel.variable for kernel in targets.kernels]
+        done = seen - self._start
+        # There is no batch 0: what is due there is due before the first.
+        for step in range(done + (done > 0), done + 2):
+            if self._is_due(step):
+                assign_masked(variables, self._find_masks(step, nonzero(variables)))
         begin = self._template.begin_step
-        if seen - self._start == begin:
-            assign_masked(variables, self._find_masks(begin, nonzero(variables)))
         apply = with_pruning(
             optimizer, variables, self._start, begin, self._is_due, self._find_masks
         )
@@ -160,6 +164,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         self.model.train_function = None
         if self._targets is None:
             return
+        for kernel in self._targets.kernels:
+            # A product with a mask may leave -0.0, which takes more room in a file.
+            kernel.variable.assign(kernel.variable + 0.0)
         done = batches_seen(self.model) - self._start
         if done < self._template.end_step:
             warnings.warn(

@@ -23,9 +23,9 @@ def with_pruning(
     Args:
         optimizer: The optimizer, built.
         variables: The kernels to prune.
-        start: The count of batches that is step 0.
+        start: The count of batches before step 1.
         begin_step: The first step that prunes.
-        is_due: Whether a step prunes.
+        is_due: Whether a step prunes, before its pass.
         find_masks: From a step and the kernels' values to the entries that stay.
     """
     apply = optimizer.apply
@@ -33,7 +33,7 @@ def with_pruning(
     averages = moving_averages(optimizer)
     # On JAX what a step keeps must be in the optimizer, and so in its files. There the
     # zeros themselves are the masks; elsewhere a copy is faster, which no file has.
-    begun = int(step_counter(optimizer)) - start >= begin_step
+    begun = int(step_counter(optimizer)) - start + 1 >= begin_step
     masks = []
     if not _on_jax():
         masks = [
@@ -46,7 +46,7 @@ def with_pruning(
     def apply_and_prune(grads, trainable_variables=None):
         step = _now(optimizer) - start + 1
         before = [ops.convert_to_tensor(mask) for mask in masks] or [
-            _alive(variable, step <= begin_step) for variable in variables
+            _alive(variable, step < begin_step) for variable in variables
         ]
         apply(grads, trainable_variables)
         values = [
@@ -55,10 +55,10 @@ def with_pruning(
         ]
 
         def renewed() -> list[Tensor]:
-            found = find(step, [_nonzero(value) for value in values])
+            found = find(step + 1, [_nonzero(value) for value in values])
             return [ops.cast(f, b.dtype) for f, b in zip(found, before, strict=True)]
 
-        after = _either(is_due(step), renewed, lambda: before)
+        after = _either(is_due(step + 1), renewed, lambda: before)
         for mask, new in zip(masks, after, strict=False):
             mask.assign(new)
         for variable, value, new in zip(variables, values, after, strict=True):
