@@ -67,11 +67,14 @@ class Graph:
         calls: The calls.
         inputs: What the model takes in.
         outputs: What it puts out.
+        entries: The symbolic inputs of it and of the models inside it, each with what
+            enters there.
     """
 
     calls: list[Call]
     inputs: list[Edge] = field(default_factory=list)
     outputs: list[Edge] = field(default_factory=list)
+    entries: list[tuple[Any, Edge]] = field(default_factory=list)
 
     def calls_of(self, layer: Layer) -> list[Call]:
         """The uses of a layer."""
@@ -133,6 +136,7 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
     functional = functional_part(model)
     # By identity: symbolic tensors compare by value.
     edges = {id(x): e for x, e in zip(functional.inputs, inputs, strict=True)}
+    graph.entries += zip(functional.inputs, inputs, strict=True)
     for node in nodes(model):
         if node.is_input:
             continue
@@ -160,7 +164,9 @@ REMOVED = object()
 
 
 def rebuild(
-    model: keras.Model, replacement: Callable[[Layer], Any] = lambda layer: None
+    model: keras.Model,
+    replacement: Callable[[Layer], Any] = lambda layer: None,
+    input_shape: Callable[[Any], tuple] = lambda x: x.shape,
 ) -> tuple[keras.Model, dict[Layer, Layer]]:
     """Copy a model with some layers exchanged or taken out.
 
@@ -169,9 +175,12 @@ def rebuild(
 
     Args:
         model: A Functional or built Sequential model, with nested ones if need be.
-        replacement: Called once with each layer; returns a new layer, whose weights are
-            the caller's to set, `REMOVED` for one with a single input that is to be
-            passed on, or None to copy the layer.
+        replacement: Called once with each layer, and with each operation of `keras.ops`
+            between layers; returns a new one, whose weights are the caller's to set,
+            `REMOVED` for one with a single input that is to be passed on, or None to
+            copy it.
+        input_shape: Called with each symbolic input of the model and of those inside
+            it; returns the shape, with the batch axis, that it is to have.
 
     Returns:
         The copy, and the new layer for each old one that is not removed.
@@ -187,12 +196,12 @@ def rebuild(
 
     def _exchange(layer):
         if is_graph(layer):
-            return _copy_model(layer, copy)
-        if not isinstance(layer, Layer):
-            return type(layer).from_config(layer.get_config())
+            return _copy_model(layer, copy, input_shape)
         new = replacement(layer)
         if new is not None:
             return new
+        if not isinstance(layer, Layer):
+            return type(layer).from_config(layer.get_config())
         if inner := inner_model(layer):
             config = {**layer.get_config(), "layer": copy(inner)}
             return keras.layers.TimeDistributed(**config)
@@ -206,16 +215,20 @@ def rebuild(
     return new_model, pairs
 
 
-def _copy_model(model: keras.Model, copy: Callable[[Layer], Any]) -> keras.Model:
+def _copy_model(
+    model: keras.Model,
+    copy: Callable[[Layer], Any],
+    input_shape: Callable[[Any], tuple],
+) -> keras.Model:
     functional = functional_part(model)
     if isinstance(model, keras.Sequential):
         (x,) = functional.inputs
-        first = keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name)
+        first = keras.Input(batch_shape=input_shape(x), dtype=x.dtype, name=x.name)
         layers = [copy(layer) for layer in model.layers]
         kept = [layer for layer in layers if layer is not REMOVED]
         return keras.Sequential([first, *kept], name=model.name)
     inputs = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+        lambda x: keras.Input(batch_shape=input_shape(x), dtype=x.dtype, name=x.name),
         model.input,
     )
     outputs = run_through(model, inputs, copy, _call)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._compat import patched
+from keras_trainkit._state import as_it_was
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
@@ -65,6 +66,42 @@ def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
     with _tapped(layer, "call", lambda taken, _: seen.append(taken)):
         model(x, training=False)
     return keras.ops.concatenate(seen)
+
+
+def gradients_of(model: keras.Model, x, y) -> dict[int, np.ndarray]:
+    """The gradient of a compiled model's loss, by the id of each trainable variable.
+
+    The model is as it was afterwards.
+    """
+    with as_it_was(model):
+        optimizer = _Gradients()
+        optimizer.build(model.trainable_variables)
+        model.optimizer, model.train_function = optimizer, None
+        model.train_on_batch(x, y)
+        return {
+            id(variable): np.array(keras.ops.convert_to_numpy(slot))
+            for variable, slot in zip(
+                model.trainable_variables, optimizer.gradients, strict=True
+            )
+        }
+
+
+class _Gradients(keras.optimizers.Optimizer):
+    """An optimizer that keeps the gradients and changes nothing."""
+
+    def __init__(self):
+        super().__init__(learning_rate=1.0, name="gradients")
+
+    def build(self, variables):
+        if not self.built:
+            super().build(variables)
+            self.gradients = self.add_optimizer_variables(variables, "gradient")
+
+    def update_step(self, gradient, variable, learning_rate):
+        slot = self.gradients[self._get_variable_index(variable)]
+        self.assign(
+            slot, keras.ops.cast(keras.ops.convert_to_tensor(gradient), slot.dtype)
+        )
 
 
 def _tapped(layer, name: str, keep: Callable) -> contextlib.AbstractContextManager:

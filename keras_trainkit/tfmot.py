@@ -22,7 +22,8 @@ _RENAMED = {"LeakyReLU": ("negative_slope", "alpha")}
 # Arguments that one of the two has, and that do not say what a layer computes.
 _IMMATERIAL = {
     "implementation", "batch_input_shape", "batch_shape", "sparse", "ragged",
-    "renorm", "renorm_clipping", "renorm_momentum", "time_major", "use_cudnn", "zero_output_for_mask",
+    "renorm", "renorm_clipping", "renorm_momentum", "time_major", "use_cudnn",
+    "zero_output_for_mask",
     "lora_rank", "lora_alpha", "quantization_config", "flash_attention",
     "query_shape", "key_shape", "value_shape",
 }  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._recording import leaves, outputs
+from keras_trainkit._recording import gradients_of, leaves, outputs
 from keras_trainkit._state import as_it_was
 from keras_trainkit.optimizers import _exchange
 
@@ -148,38 +148,12 @@ def signal_report(
     return SignalReport(signals, tuple(_problems(signals)))
 
 
-class _Gradients(keras.optimizers.Optimizer):
-    """An optimizer that keeps the gradients and changes nothing."""
-
-    def __init__(self):
-        super().__init__(learning_rate=1.0, name="gradients")
-
-    def build(self, variables):
-        if not self.built:
-            super().build(variables)
-            self.gradients = self.add_optimizer_variables(variables, "gradient")
-
-    def update_step(self, gradient, variable, learning_rate):
-        slot = self.gradients[self._get_variable_index(variable)]
-        self.assign(slot, ops.cast(ops.convert_to_tensor(gradient), slot.dtype))
-
-
 def _backward(model, x, y):
     """Norms of the gradients, and of the updates over the weights, by layer."""
     layers = [layer for layer in leaves(model) if layer.trainable_variables]
     variables = [layer.trainable_variables for layer in layers]
-    with as_it_was(model):
-        optimizer = _Gradients()
-        optimizer.build(model.trainable_variables)
-        model.optimizer, model.train_function = optimizer, None
-        model.train_on_batch(x, y)
-        slots = {
-            id(variable): slot
-            for variable, slot in zip(
-                model.trainable_variables, optimizer.gradients, strict=True
-            )
-        }
-        gradients = [_norm([slots[id(v)] for v in own]) for own in variables]
+    found = gradients_of(model, x, y)
+    gradients = [_norm([found[id(v)] for v in own]) for own in variables]
     with as_it_was(model):
         # A copy, since an optimizer that takes a step before its time stays built.
         own_rate = _exchange.own_schedule(_exchange.core_optimizer(model))

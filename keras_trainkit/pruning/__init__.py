@@ -1,5 +1,7 @@
 """Pruning: weights set to zero, channels taken out, and what that saved."""
 
+from keras_trainkit.pruning._channels import ShrinkResult as ShrinkResult
+from keras_trainkit.pruning._channels import prune_channels as prune_channels
 from keras_trainkit.pruning._magnitude import MagnitudePruning as MagnitudePruning
 from keras_trainkit.pruning._once import prune_once as prune_once
 from keras_trainkit.pruning._report import SparsityReport as SparsityReport

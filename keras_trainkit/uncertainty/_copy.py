@@ -48,7 +48,9 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     exchanged: dict[Any, Any] = {}
 
     def always_on(layer):
-        if not any(drops(part) for part in sublayers(layer)):
+        if not isinstance(layer, keras.layers.Layer) or not any(
+            drops(part) for part in sublayers(layer)
+        ):
             return None
         config = keras.saving.serialize_keras_object(layer)
         seeds = None

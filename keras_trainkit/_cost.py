@@ -1,0 +1,108 @@
+"""What a model costs: multiplications by counting, time by the clock."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_trainkit._graph import Call, Edge, read
+from keras_trainkit._kernels import kernels
+
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+ShapeOf = Callable[[keras.Variable], Sequence[int]]
+
+
+def own_shape(variable: keras.Variable) -> Sequence[int]:
+    """The shape that a variable has."""
+    return variable.shape
+
+
+def flops(model: keras.Model, shape_of: ShapeOf = own_shape) -> int:
+    """Floating-point operations of one row's pass through a Functional model.
+
+    Two for each product with a weight, and in attention for those of the scores and of
+    the values; activations, normalization and the like, and sizes that are open, count
+    as nothing and as one.
+
+    Args:
+        model: A Functional or built Sequential model.
+        shape_of: What shape to take a kernel to have.
+    """
+    return sum(_products(call, shape_of) for call in read(model).calls) * 2
+
+
+def _products(call: Call, shape_of: ShapeOf) -> int:
+    layer = call.layer
+    if not isinstance(layer, layers.Layer) or isinstance(layer, layers.Embedding):
+        return 0
+    if isinstance(layer, layers.MultiHeadAttention):
+        return _attention(call, shape_of)
+    found = [math.prod(shape_of(kernel.variable)) for kernel in kernels(layer)]
+    if not found:
+        return 0
+    (taken,), (put_out,) = call.inputs[:1], call.outputs[:1]
+    if isinstance(layer, layers.RNN | layers.Bidirectional):
+        return sum(found) * (taken.shape[1] or 1)
+    if isinstance(layer, _TRANSPOSED):
+        return sum(found) * _positions(taken, layer)
+    if isinstance(layer, layers.EinsumDense):
+        return sum(found) * _einsum_positions(layer, taken)
+    return sum(found) * _positions(put_out, layer)
+
+
+def _positions(edge: Edge, layer) -> int:
+    first = getattr(layer, "data_format", None) == "channels_first"
+    sizes = edge.shape[2:] if first else edge.shape[1:-1]
+    return math.prod(size or 1 for size in sizes)
+
+
+def _einsum_positions(layer, edge: Edge) -> int:
+    taken, rest = layer.equation.replace(" ", "").split(",")
+    kernel = rest.split("->")[0]
+    # The axes that the equation names are the last ones; the batch's is the first.
+    names = taken.replace("...", "").rjust(len(edge.shape), ".")[1:]
+    sizes = zip(names, edge.shape[1:], strict=True)
+    return math.prod(size or 1 for name, size in sizes if name not in kernel)
+
+
+def _attention(call: Call, shape_of: ShapeOf) -> int:
+    layer = call.layer
+    query, value = call.inputs[0], call.inputs[min(1, len(call.inputs) - 1)]
+    rows = math.prod(size or 1 for size in query.shape[1:-1])
+    columns = math.prod(size or 1 for size in value.shape[1:-1])
+    total = 0
+    for dense, positions in (
+        (layer.query_dense, rows),
+        (layer.key_dense, columns),
+        (layer.value_dense, columns),
+        (layer.output_dense, rows),
+    ):
+        total += math.prod(shape_of(dense.kernel)) * positions
+    for dense in (layer.query_dense, layer.value_dense):
+        _, heads, size = shape_of(dense.kernel)
+        total += rows * columns * heads * size
+    return total
+
+
+def latencies(
+    predictors: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 2
+) -> list[np.ndarray]:
+    """Seconds of each call of some functions, taken in turn.
+
+    In turn, since the speed of a machine drifts: what they are compared by then is the
+    same stretch of time.
+    """
+    for predict in predictors:
+        for _ in range(warm_up):
+            predict()
+    taken = np.empty((len(predictors), repetitions))
+    for i in range(repetitions):
+        for k, predict in enumerate(predictors):
+            start = time.perf_counter()
+            predict()
+            taken[k, i] = time.perf_counter() - start
+    return list(taken)

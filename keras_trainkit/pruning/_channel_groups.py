@@ -1,0 +1,118 @@
+"""Which channels of a model belong together, so that all go or none does.
+
+Every channel of every tensor between layers has a number. A layer that hands channels
+on, as BatchNorm does, puts out the numbers that it took in; one that sums over them, as
+a convolution does, puts out new ones; where an Add brings two tensors together their
+numbers become one. What has one number in the end is cut as one, wherever it lies: in
+kernels, biases, statistics and widths.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+Numbers = np.ndarray
+Width = tuple[tuple[Numbers, ...], Callable[..., Any]]
+
+
+@dataclass
+class Slices:
+    """The axes of a variable that are cut.
+
+    Attributes:
+        variable: The variable.
+        axes: From an axis to the number of the channel at each place along it.
+        units: The axis along which lie the layer's own units; None if it has none.
+    """
+
+    variable: keras.Variable
+    axes: dict[int, Numbers]
+    units: int | None = None
+
+
+class Channels:
+    """The channels of a model and which of them belong together.
+
+    Attributes:
+        slices: For the id of a variable what is cut of it.
+        widths: For each layer, by the name of an argument, the channels on whose count
+            the argument depends, and the function that makes it of the counts.
+        put_out: For each layer with units of its own, their numbers.
+        layers: All layers and operations, with their paths.
+        entries: The channels of each symbolic input of the models inside, by its id.
+    """
+
+    def __init__(self) -> None:
+        self.slices: dict[int, Slices] = {}
+        self.widths: dict[Any, dict[str, Width]] = {}
+        self.put_out: dict[Any, Numbers] = {}
+        self.layers: dict[Any, str] = {}
+        self.entries: dict[int, Numbers] = {}
+        self._parents: list[int] = []
+        self._reasons: dict[int, str] = {}
+
+    def new(self, count: int, keep: str | None = None) -> Numbers:
+        """Numbers for new channels, to be kept for a reason if there is one."""
+        first = len(self._parents)
+        numbers = np.arange(first, first + count)
+        self._parents.extend(numbers.tolist())
+        if keep:
+            self.keep(numbers, keep)
+        return numbers
+
+    def keep(self, numbers: Numbers, reason: str) -> None:
+        """Have channels left whole."""
+        for root in self.roots(numbers):
+            self._reasons.setdefault(int(root), reason)
+
+    def join(self, a: Numbers, b: Numbers) -> None:
+        """Have channels go together, place by place."""
+        for one, other in zip(self.roots(a), self.roots(b), strict=True):
+            first, second = self._root(int(one)), self._root(int(other))
+            if first != second:
+                self._parents[second] = first
+                if second in self._reasons:
+                    self._reasons.setdefault(first, self._reasons[second])
+
+    def roots(self, numbers: Numbers) -> Numbers:
+        """For each channel the number of those that it goes with."""
+        return np.array([self._root(int(n)) for n in numbers], int)
+
+    def reason(self, numbers: Numbers) -> str | None:
+        """Why the first of these channels that is kept is kept; None if none is."""
+        for root in self.roots(numbers):
+            if int(root) in self._reasons:
+                return self._reasons[int(root)]
+        return None
+
+    def is_kept(self, root: int) -> bool:
+        """Whether a channel must stay."""
+        return root in self._reasons
+
+    def _root(self, number: int) -> int:
+        while self._parents[number] != number:
+            self._parents[number] = self._parents[self._parents[number]]
+            number = self._parents[number]
+        return number
+
+    def cut(self, variable, axes: dict[int, Numbers], units: int | None = None) -> None:
+        """Say what lies along the axes of a variable."""
+        if variable is None:
+            return
+        rank = len(variable.shape)
+        axes = {axis % rank: numbers for axis, numbers in axes.items()}
+        units = None if units is None else units % rank
+        before = self.slices.setdefault(id(variable), Slices(variable, axes, units))
+        for axis, numbers in axes.items():
+            self.join(before.axes[axis], numbers)
+
+    def width(
+        self, layer, name: str, *numbers: Numbers, make: Callable[..., Any] = int
+    ) -> None:
+        """Say that an argument of a layer follows from counts of channels."""
+        before, _ = self.widths.setdefault(layer, {}).setdefault(name, (numbers, make))
+        for one, other in zip(before, numbers, strict=True):
+            self.join(one, other)

@@ -1,0 +1,351 @@
+"""Structured pruning: channels that really go away."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import (
+    check_choice,
+    check_in_range,
+    check_integer,
+    reject,
+)
+from keras_trainkit._cost import flops, latencies
+from keras_trainkit._graph import check_graph, rebuild
+from keras_trainkit._select import check_all_used, check_selectors, selected
+from keras_trainkit.pruning._channel_groups import Channels, Numbers
+from keras_trainkit.pruning._channel_rules import trace
+from keras_trainkit.pruning._importance import IMPORTANCES, Scores, score
+
+_REPETITIONS = 10
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        parameters: Number of weights.
+        flops: Floating-point operations of one row's pass, two for each product with a
+            weight.
+        latency: Median seconds of a pass; None where it was not measured.
+    """
+
+    parameters: int
+    flops: int
+    latency: float | None = None
+
+
+@dataclass(frozen=True, repr=False)
+class ShrinkResult:
+    """A model with fewer channels, and what that changed.
+
+    Attributes:
+        model: The smaller model, plain layers throughout, not compiled.
+        before: What the model cost.
+        after: What the smaller one costs.
+        kept: For each layer with units of its own, by path, the indices of those that
+            are left (of heads, for attention).
+        whole: The layers that could not be cut at all, by path, and why.
+    """
+
+    model: keras.Model
+    before: Cost
+    after: Cost
+    kept: dict[str, np.ndarray]
+    whole: dict[str, str]
+
+    def summary(self) -> str:
+        """The costs before and after, and what was left whole."""
+        rows: list[tuple[str, float, float, str]] = [
+            ("parameters", self.before.parameters, self.after.parameters, "{:,}"),
+            ("FLOPs", self.before.flops, self.after.flops, "{:,}"),
+        ]
+        if self.before.latency is not None and self.after.latency is not None:
+            rows.append(
+                ("ms", 1e3 * self.before.latency, 1e3 * self.after.latency, "{:.2f}")
+            )
+        lines = [f"{'':<12}{'before':>16}{'after':>16}{'change':>9}"]
+        lines += [
+            f"{name:<12}{form.format(a):>16}{form.format(b):>16}{b / a - 1:>+9.1%}"
+            for name, a, b, form in rows
+        ]
+        lines += [f"{path}: whole, {reason}" for path, reason in self.whole.items()]
+        return "\n".join(lines)
+
+    __repr__ = summary
+
+
+def prune_channels(
+    model: keras.Model,
+    ratio: float,
+    *,
+    importance: str = "l1",
+    target: str = "channels",
+    scope: str = "layer",
+    round_to: int = 1,
+    min_keep: float = 0.1,
+    exclude: Any = None,
+    x: Any = None,
+    y: Any = None,
+    seed: int | None = None,
+    batch_size: int | None = 1,
+) -> ShrinkResult:
+    """Copy a model without its least important units, filters and attention heads.
+
+    With a channel goes everything that depends on it: the weights that read it in the
+    layers behind, its bias, its BatchNorm, the channels that an Add brings together
+    with it, its place in a Concatenate or behind a Flatten. What cannot be cut is left
+    whole and listed. Train the result for a few epochs: it is made of plain layers,
+    smaller and faster everywhere, and its accuracy has suffered.
+
+    Args:
+        model: A built Sequential or Functional model in `channels_last`; it is not
+            changed.
+        ratio: How much to take away, a fraction in `[0, 1)` of what `target` says.
+        importance: How channels are ranked: `"l1"` or `"l2"`, the norm of their
+            weights over the layer's mean; `"bn_gamma"`, the absolute scale of their
+            BatchNorm, over the mean, and channels without one are left whole;
+            `"taylor"`, the squared sum of weight times gradient for a batch `x`, `y`;
+            `"random"`.
+        target: `"channels"`, `"parameters"` or `"flops"`: what falls by `ratio`; with
+            the last two by no less, unless `min_keep` forbids it.
+        scope: `"layer"`: the same fraction everywhere; `"global"`: the least important
+            of the whole model.
+        round_to: Channels are left in multiples of this (8 is good for most hardware).
+        min_keep: Smallest fraction of the channels of a layer that is left, in
+            `(0, 1]`; one always is.
+        exclude: Layers whose own units stay, as in `MagnitudePruning`.
+        x: For `"taylor"`: a batch of inputs of a compiled model.
+        y: Its targets.
+        seed: For `"random"`.
+        batch_size: Rows for which both models are timed, in turns, with random inputs;
+            None not to.
+
+    Returns:
+        A `ShrinkResult`.
+
+    Raises:
+        ValueError: If an argument is wrong, nothing can be cut, or the target is out of
+            reach.
+
+    Example:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3, hidden_units=(64, 32))
+        >>> result = kt.pruning.prune_channels(model, 0.5, batch_size=None)
+        >>> [layer.units for layer in result.model.layers if hasattr(layer, "units")]
+        [32, 16, 3]
+
+    Reference:
+        H. Li et al., Pruning Filters for Efficient ConvNets (2016), arXiv:1608.08710,
+        for `"l1"`; Z. Liu et al., Network Slimming (2017), arXiv:1708.06519, for
+        `"bn_gamma"`; P. Molchanov et al., Importance Estimation for Neural Network
+        Pruning (2019), arXiv:1906.10771, equation 8, for `"taylor"`; G. Fang et al.,
+        DepGraph (2023), arXiv:2301.12900, for what has to go together.
+    """
+    check_graph(model)
+    check_in_range("ratio", ratio, 0, 1, closed="left")
+    check_choice("importance", importance, IMPORTANCES)
+    check_choice("target", target, ("channels", "parameters", "flops"))
+    check_choice("scope", scope, ("layer", "global"))
+    check_integer("round_to", round_to, minimum=1)
+    check_in_range("min_keep", min_keep, 0, 1, closed="right")
+    selectors = check_selectors("exclude", exclude)
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, minimum=1)
+    channels = trace(model)
+    check_all_used("exclude", [(layer,) for layer in channels.layers], selectors)
+    for layer, numbers in channels.put_out.items():
+        if selected((layer,), selectors):
+            channels.keep(numbers, "is excluded")
+    scores = score(model, channels, importance, x, y, seed)
+    groups = list(_groups(channels, scores))
+    if not groups:
+        reject("model", model.name, "a model with channels that can be cut")
+
+    def choose(share: float) -> set[int]:
+        choice = _choose_each if scope == "layer" else _choose_all
+        return choice(groups, share, round_to, min_keep)
+
+    gone = (
+        choose(ratio)
+        if target == "channels"
+        else _search(model, channels, choose, ratio, target)
+    )
+    smaller = _cut(model, channels, gone)
+    times: list[float | None] = [None, None]
+    if batch_size is not None:
+        times = [float(np.median(t)) for t in _time(model, smaller, batch_size)]
+    return ShrinkResult(
+        smaller,
+        Cost(model.count_params(), flops(model), times[0]),
+        Cost(smaller.count_params(), flops(smaller), times[1]),
+        kept={
+            channels.layers[layer]: np.flatnonzero(_left(channels, numbers, gone))
+            for layer, numbers in channels.put_out.items()
+        },
+        whole={
+            channels.layers[layer]: reason
+            for layer, numbers in channels.put_out.items()
+            if (reason := _why_whole(channels, numbers))
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Channels that lie in the same places, the least important first."""
+
+    roots: Numbers
+    scores: np.ndarray
+
+    def left(self, share: float, round_to: int, min_keep: float) -> int:
+        """How many to leave where `share` of them should go."""
+        return self.rounded(round(len(self.roots) * (1 - share)), round_to, min_keep)
+
+    def rounded(self, left: int, round_to: int, min_keep: float) -> int:
+        """The number of channels to leave that is allowed and near `left`."""
+        count = len(self.roots)
+        least = max(1, int(np.ceil(count * min_keep)))
+        multiple = max(round(left / round_to), 1) * round_to
+        return min(max(multiple, least), count)
+
+
+def _groups(channels: Channels, scores: Scores) -> Iterator[_Group]:
+    """The channels that can be cut, by the layers whose units they are."""
+    places: dict[int, set[int]] = {}
+    for layer, numbers in channels.put_out.items():
+        for root in channels.roots(numbers):
+            places.setdefault(int(root), set()).add(id(layer))
+    groups: dict[frozenset, list[int]] = {}
+    for root, where in places.items():
+        if not channels.is_kept(root) and root in scores:
+            groups.setdefault(frozenset(where), []).append(root)
+    for roots in groups.values():
+        order = np.argsort([scores[root] for root in roots], kind="stable")
+        ranked = np.array(roots)[order]
+        yield _Group(ranked, np.array([scores[root] for root in ranked]))
+
+
+def _choose_each(groups, share, round_to, min_keep) -> set[int]:
+    gone: set[int] = set()
+    for group in groups:
+        left = group.left(share, round_to, min_keep)
+        gone.update(group.roots[: len(group.roots) - left].tolist())
+    return gone
+
+
+def _choose_all(groups, share, round_to, min_keep) -> set[int]:
+    total = sum(len(group.roots) for group in groups)
+    # Each group gives as many as it may, those of the lowest scores first.
+    offers = sorted(
+        (group.scores[i], k)
+        for k, group in enumerate(groups)
+        for i in range(len(group.roots) - group.rounded(0, 1, min_keep))
+    )
+    taken = [0] * len(groups)
+    for _, k in offers[: round(share * total)]:
+        taken[k] += 1
+    gone: set[int] = set()
+    for group, number in zip(groups, taken, strict=True):
+        left = group.rounded(len(group.roots) - number, round_to, min_keep)
+        gone.update(group.roots[: len(group.roots) - left].tolist())
+    return gone
+
+
+def _search(model, channels, choose, ratio: float, target: str) -> set[int]:
+    """The fewest channels whose loss takes enough of the parameters or FLOPs away."""
+
+    def cost(gone: set[int]) -> int:
+        def shape_of(variable):
+            shape = list(variable.shape)
+            found = channels.slices.get(id(variable))
+            for axis, numbers in found.axes.items() if found else ():
+                shape[axis] = int(_left(channels, numbers, gone).sum())
+            return shape
+
+        if target == "flops":
+            return flops(model, shape_of)
+        return sum(int(np.prod(shape_of(variable))) for variable in model.weights)
+
+    bound = (1 - ratio) * cost(set())
+    low, high = 0.0, 1.0
+    least = cost(choose(high))
+    if least > bound:
+        most = 1 - least / cost(set())
+        reject("ratio", ratio, f"at most {most:.3f}, more of the {target} cannot go")
+    for _ in range(12):
+        middle = (low + high) / 2
+        if cost(choose(middle)) > bound:
+            low = middle
+        else:
+            high = middle
+    return choose(high)
+
+
+def _left(channels: Channels, numbers: Numbers, gone: set[int]) -> np.ndarray:
+    return np.array([root not in gone for root in channels.roots(numbers)], bool)
+
+
+def _why_whole(channels: Channels, numbers: Numbers) -> str | None:
+    if all(channels.is_kept(int(root)) for root in channels.roots(numbers)):
+        return channels.reason(numbers)
+    return None
+
+
+def _cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
+    """The model without some channels."""
+
+    def replacement(layer):
+        weights = getattr(layer, "weights", [])
+        if layer not in channels.widths and not any(
+            id(weight) in channels.slices for weight in weights
+        ):
+            return None
+        config = layer.get_config()
+        for name, (every, make) in channels.widths.get(layer, {}).items():
+            config[name] = make(*(count(numbers) for numbers in every))
+        return type(layer).from_config(config)
+
+    def count(numbers: Numbers) -> int:
+        return int(_left(channels, numbers, gone).sum())
+
+    def input_shape(x) -> tuple:
+        if len(x.shape) < 2 or x.shape[-1] is None:
+            return x.shape
+        return (*x.shape[:-1], count(channels.entries[id(x)]))
+
+    copy, pairs = rebuild(model, replacement, input_shape)
+    for old, new in pairs.items():
+        if isinstance(old, keras.Model):
+            continue
+        olds, news = getattr(old, "weights", []), getattr(new, "weights", [])
+        for variable, target in zip(olds, news, strict=True):
+            found = channels.slices.get(id(variable))
+            if found:
+                value = keras.ops.convert_to_numpy(variable)
+                for axis, numbers in found.axes.items():
+                    value = np.compress(_left(channels, numbers, gone), value, axis)
+                target.assign(value)
+            elif any(id(v) in channels.slices for v in olds):
+                target.assign(variable)
+    return copy
+
+
+def _time(model, smaller, rows: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    inputs = [
+        np.zeros(shape, "int32")
+        if "int" in keras.backend.standardize_dtype(tensor.dtype)
+        else rng.normal(size=shape).astype("float32")
+        for tensor in model.inputs
+        for shape in [(rows, *(size or 8 for size in tensor.shape[1:]))]
+    ]
+    x = inputs[0] if len(inputs) == 1 else inputs
+    return latencies(
+        [lambda: model.predict_on_batch(x), lambda: smaller.predict_on_batch(x)],
+        _REPETITIONS,
+    )
