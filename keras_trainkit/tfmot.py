@@ -12,10 +12,9 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
+from keras_trainkit._compare import check_same, random_inputs
 from keras_trainkit._compat import arguments
 from keras_trainkit._graph import check_graph, read
-
-_TOLERANCE = 1e-4
 
 # What the two call differently: in Keras 3, in tf_keras.
 _RENAMED = {"LeakyReLU": ("negative_slope", "alpha")}
@@ -44,8 +43,9 @@ def to_tf_keras(model: keras.Model) -> Any:
 
     Raises:
         ImportError: If tf_keras is not there.
-        ValueError: If a layer, which is named, has no counterpart, or if the outputs
-            of the two for random inputs differ by more than 1e-4 of their size.
+        ValueError: If a layer, which is named, has no counterpart.
+        RuntimeError: If the outputs of the two for random inputs differ by more than
+            rounding.
 
     Example:
         ```python
@@ -107,8 +107,9 @@ def from_tf_keras(model: Any) -> keras.Model:
 
     Raises:
         ImportError: If tf_keras is not there.
-        ValueError: If a layer, which is named, has no counterpart, or if the outputs
-            of the two for random inputs differ by more than 1e-4 of their size.
+        ValueError: If a layer, which is named, has no counterpart.
+        RuntimeError: If the outputs of the two for random inputs differ by more than
+            rounding.
     """
     tf_keras = _import_tf_keras()
     if not isinstance(model, tf_keras.Model) or not hasattr(model, "_nodes_by_depth"):
@@ -294,21 +295,6 @@ def _assemble(model, inputs: list, outputs: list, layers: Iterable, library) -> 
 
 def _check_equal(model: keras.Model, converted: Any) -> None:
     """Raise unless a Keras model and one of tf_keras agree on random inputs."""
-    rng = np.random.default_rng(0)
-    inputs = []
-    for x in model.inputs:
-        shape = (2, *(8 if size is None else size for size in x.shape[1:]))
-        integer = "int" in keras.backend.standardize_dtype(x.dtype)
-        inputs.append(
-            np.zeros(shape, "int32") if integer else rng.normal(size=shape).astype("f")
-        )
-    x = inputs[0] if len(inputs) == 1 else inputs
-    ours, theirs = (
-        keras.tree.flatten(both.predict_on_batch(x)) for both in (model, converted)
+    check_same(
+        model, converted.predict_on_batch, random_inputs(model), "The converted model"
     )
-    for a, b in zip(ours, theirs, strict=True):
-        error = np.abs(np.asarray(a, "float64") - np.asarray(b, "float64")).max()
-        if not error <= _TOLERANCE * max(np.abs(np.asarray(a)).max(), 1.0):
-            reject(
-                "model", model.name, f"such that both agree; they differ by {error:.1e}"
-            )

@@ -13,8 +13,8 @@ ROOT = Path(keras_trainkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LEVELS = [
-    {"_types", "_checks", "_compat", "_cost", "_graph", "_kernels", "_recording"}
-    | {"_select", "_state"},
+    {"_types", "_checks", "_compare", "_compat", "_cost", "_graph", "_kernels"}
+    | {"_recording", "_select", "_state"},
     {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"},
     {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics", "transfer"}
     | {"initializers", "callbacks"},

@@ -171,3 +171,93 @@ def test_whole_folder_replaces_files_of_its_own_names_only(tmp_path):
     assert (tmp_path / "report.md").read_text() == "new"
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+# --- deploy and inspect
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small model with BatchNorms in a file, and data for it."""
+    folder = tmp_path_factory.mktemp("trained")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Conv2D(8, 3, use_bias=False),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.ReLU(),
+            keras.layers.Flatten(),
+            keras.layers.Dropout(0.3, name="drop"),
+            keras.layers.Dense(3, activation="softmax", name="head"),
+        ]
+    )
+    model.save(folder / "m.keras")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6, 6, 1)).astype("float32")
+    np.savez(folder / "val.npz", x=x, y=rng.integers(0, 3, 40))
+    return folder
+
+
+def deploy(folder, out, *more, model="m.keras", data="val.npz"):
+    arguments = ["deploy", str(folder / model), "--data", str(folder / data)]
+    return cli.main([*arguments, "-o", str(out), "--repetitions", "2", *more])
+
+
+def test_deploy(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--fold", "--prune-channels", "0.5", "--quantize", "int8"]
+    assert deploy(trained, out, *options) == 0
+    assert "| folded, fewer channels, int8 | LiteRT |" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "trained.tflite",
+        "folded.keras",
+        "folded.tflite",
+        "folded_fewer_channels.keras",
+        "folded_fewer_channels.tflite",
+        "folded_fewer_channels_int8.tflite",
+        "report.md",
+        "report.json",
+        "report.png",
+    }
+    smaller = keras.saving.load_model(out / "folded_fewer_channels.keras")
+    assert smaller.layers[0].filters == 4
+    assert "has not been trained since" in (out / "report.md").read_text()
+
+
+def test_inspect(trained, capsys):
+    assert cli.main(["inspect", str(trained / "m.keras")]) == 0
+    text = capsys.readouterr().out
+    assert "without norm, re_lu, drop" in text
+    assert "head: whole, goes through the activation" in text
+
+
+def test_deploy_errors_are_one_line(trained, tmp_path, capsys):
+    (tmp_path / "text.keras").write_text("not a model")
+    np.savez(tmp_path / "other.npz", x=np.zeros((4, 5)), y=np.zeros(4))
+    np.save(tmp_path / "pickle.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "pickle.npz").write_bytes((tmp_path / "pickle.npy").read_bytes())
+    unsafe = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)])
+    unsafe.save(tmp_path / "lambda.keras")
+    out = tmp_path / "out"
+    for folder, model, data, expected in (
+        (trained, "none.keras", "val.npz", "there is no file"),
+        (tmp_path, "text.keras", "other.npz", "is not a .keras file"),
+        (tmp_path, "lambda.keras", "other.npz", "cannot be loaded"),
+    ):
+        assert deploy(folder, out, model=model, data=data) == 1
+        error = capsys.readouterr().err
+        assert expected in error
+        assert error.count("\n") == 1
+    for name, expected in (
+        ("other.npz", "must have x of shape (rows, 6, 6, 1)"),
+        ("pickle.npz", "is not an .npz file with arrays x and y"),
+        ("none.npz", "there is no file"),
+    ):
+        model = str(trained / "m.keras")
+        data = str(tmp_path / name)
+        assert cli.main(["deploy", model, "--data", data, "-o", str(out)]) == 1
+        assert expected in capsys.readouterr().err
+    assert not out.exists()
+    with pytest.raises(SystemExit):
+        deploy(trained, out, "--prune-channels", "1.5")

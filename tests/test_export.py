@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -78,3 +80,128 @@ def test_bad_arguments(model, tmp_path, monkeypatch, kwargs, message):
     with pytest.raises(ValueError, match=message):
         kt.export.to_litert(**{"model": model, "path": "m.tflite", **kwargs})
     assert not list(tmp_path.iterdir())
+
+
+def test_int16x8(model, x, tmp_path):
+    path = kt.export.to_litert(model, tmp_path / "m.tflite", "int16x8", x)
+    outputs = kt.export.predict_litert(path, x)
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), atol=0.05)
+    kinds = {d["dtype"] for d in kt.export.load_litert(path).get_tensor_details()}
+    assert {np.int16, np.int8} <= kinds
+
+
+def test_onnx_file_predicts_as_the_model_does(model, x, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = kt.export.to_onnx(model, tmp_path / "m.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    for rows in (1, 7):
+        (outputs,) = session.run(None, {given.name: x[:rows]})
+        np.testing.assert_allclose(
+            outputs, model.predict(x[:rows], verbose=0), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("export", "name"),
+    [(kt.export.to_litert, "m.tflite"), (kt.export.to_onnx, "m.onnx")],
+)
+def test_a_file_that_gives_something_else_does_not_appear(
+    model, tmp_path, monkeypatch, export, name
+):
+    other = keras.models.clone_model(model)
+    other.set_weights([w + 0.5 for w in model.get_weights()])
+    other(np.zeros((1, 8, 8, 1), "float32"))
+    # On every backend, whichever of the two the conversion begins with.
+    monkeypatch.setattr(model, "export", other.export)
+    monkeypatch.setattr(model, "save", other.save)
+    with pytest.raises(RuntimeError, match="The file's outputs differ by"):
+        export(model, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_onnx_arguments(model, tmp_path):
+    with pytest.raises(ValueError, match=r"a file name that ends in .onnx"):
+        kt.export.to_onnx(model, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="a Functional or a built Sequential"):
+        kt.export.to_onnx(keras.Model(), tmp_path / "m.onnx")
+
+
+# --- the deployment report
+
+
+@pytest.fixture(scope="module")
+def report(model, x, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    y = model.predict(x, verbose=0).argmax(-1)
+    y[:10] = (y[:10] + 1) % 3
+    model.save(folder / "m.keras")
+    variants = {
+        "base": model,
+        "zeros": kt.pruning.prune_once(model, 0.9),
+        "saved": folder / "m.keras",
+        "int8": kt.export.to_litert(model, folder / "m.tflite", "int8", x),
+    }
+    return kt.export.deployment_report(variants, x, y, repetitions=3), variants
+
+
+def test_report_says_what_each_variant_is(report, model, x):
+    report, variants = report
+    base, zeros, saved, int8 = report.variants
+    assert base.parameters == model.count_params() == saved.parameters
+    assert zeros.nonzeros < 0.2 * base.nonzeros
+    assert "no speed-up expected" in zeros.note
+    assert base.note == saved.note == ""
+    products = 6 * 6 * 9 * 4 + 144 * 64 + 64 * 3
+    assert base.flops == 2 * products
+    assert int8.bytes == variants["int8"].stat().st_size
+    assert (int8.runtime, int8.parameters) == ("LiteRT", None)
+    assert zeros.gzip_bytes < base.gzip_bytes
+    assert abs(base.bytes - saved.bytes) < 2000
+    # 10 of the 40 labels were made wrong.
+    assert base.accuracy == saved.accuracy == 0.75
+    assert base.max_difference == 0
+    assert 0 < int8.max_difference < 0.2
+    for variant in report.variants:
+        assert [time.batch_size for time in variant.latencies] == [1, 32]
+        assert all(0 < time.median <= time.p95 for time in variant.latencies)
+
+
+def test_report_as_text(report):
+    report, _ = report
+    rows = [row for row in report.to_markdown().splitlines() if row.startswith("|")]
+    assert len(rows) == 2 + 4
+    assert len({row.count("|") for row in rows}) == 1
+    assert "- zeros: no speed-up expected" in repr(report)
+    loaded = json.loads(report.to_json())
+    assert loaded["variants"][3]["name"] == "int8"
+    assert "repetitions" in loaded["environment"]
+    axes = kt.plots.variants(report.measures())
+    assert [ax.get_xlabel() for ax in axes][-1] == "accuracy"
+
+
+def test_report_without_classes(x):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
+    report = kt.export.deployment_report({"a": model}, x, x[:, 0, 0, 0], repetitions=1)
+    assert report.variants[0].accuracy is None
+    assert report.variants[0].nll is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"variants": {}}, ValueError, "`variants` must be at least one model or file"),
+        ({"variants": {"a": 3}}, ValueError, "models and paths of files"),
+        ({"variants": {"a": __file__}}, ValueError, "files .tflite, .onnx or .keras"),
+        ({"variants": {"a": "no.tflite"}}, FileNotFoundError, "no.tflite"),
+        ({"y": np.zeros(3)}, ValueError, "`y` must be as many targets"),
+        ({"repetitions": 0}, ValueError, "`repetitions` must be an integer >= 1"),
+    ],
+)
+def test_bad_report_arguments(model, x, change, error, match):
+    options = {"variants": {"a": model}, "x": x, "y": np.zeros(len(x), int)}
+    with pytest.raises(error, match=match):
+        kt.export.deployment_report(**{**options, **change})

@@ -85,6 +85,60 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="write into a folder that is not empty"
     )
     demo.set_defaults(run=_run_demo)
+
+    deploy = commands.add_parser(
+        "deploy",
+        help="variants of a model for deployment, and what each costs",
+        description="Write variants of a trained model, each as .keras and .tflite, "
+        "and a report of their size, time and accuracy side by side.",
+    )
+    deploy.add_argument("model", type=Path, help="a .keras file")
+    deploy.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="NPZ",
+        help="validation data: an .npz file with the arrays x and y",
+    )
+    deploy.add_argument(
+        "--fold",
+        action="store_true",
+        help="fold the BatchNorms, drop what only training needs, merge layers",
+    )
+    deploy.add_argument(
+        "--prune-channels",
+        type=_fraction,
+        metavar="RATIO",
+        help="take this fraction of the channels out (train the result afterwards)",
+    )
+    deploy.add_argument(
+        "--quantize",
+        choices=("float16", "dynamic", "int8", "int16x8"),
+        help="quantize the LiteRT file of the last variant as well",
+    )
+    deploy.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write"
+    )
+    deploy.add_argument(
+        "--repetitions",
+        type=_positive,
+        default=50,
+        metavar="N",
+        help="passes that are timed (default: %(default)s)",
+    )
+    deploy.add_argument(
+        "--force", action="store_true", help="write into a folder that is not empty"
+    )
+    deploy.set_defaults(run=_run_deploy, backend=None)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="what could be folded, dropped and pruned in a model, and why not",
+        description="Say what could be folded, dropped and pruned in a model, and what "
+        "could not and why.",
+    )
+    inspect.add_argument("model", type=Path, help="a .keras file")
+    inspect.set_defaults(run=_run_inspect, backend=None)
     return parser
 
 
@@ -93,6 +147,39 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
     run_demo(arguments.data, arguments.out, arguments.epochs, arguments.force)
     return 0
+
+
+def _run_deploy(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._deploy import run_deploy
+
+    run_deploy(
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        fold=arguments.fold,
+        ratio=arguments.prune_channels,
+        quantization=arguments.quantize,
+        repetitions=arguments.repetitions,
+        force=arguments.force,
+    )
+    return 0
+
+
+def _run_inspect(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._deploy import run_inspect
+
+    run_inspect(arguments.model)
+    return 0
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1). Received: {text}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -10,12 +10,10 @@ import numpy as np
 
 from keras_trainkit import _graph
 from keras_trainkit._checks import reject
+from keras_trainkit._compare import check_same, random_inputs
 from keras_trainkit._compat import exchange_part, functional_part, sublayers
 from keras_trainkit.folding import _affine, _linear
 from keras_trainkit.folding._affine import Affine, Kept
-
-# The largest error relative to the largest output that is put down to rounding.
-_TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +97,14 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
         copy, folded, kept = _fold_graph(model)
     else:
         copy, folded, kept = _fold_parts(model)
-    error = _largest_error(model, copy, x)
+    if x is None:
+        if functional_part(model) is None:
+            raise ValueError(
+                "`x` must be given for a subclassed model, to compare outputs on it. "
+                "Received: x=None"
+            )
+        x = random_inputs(model)
+    error = check_same(model, copy, x, "The folded model")
     return FoldResult(copy, tuple(folded), kept, error)
 
 
@@ -273,69 +278,3 @@ def _fold_parts(model) -> tuple[keras.Model, list[str], dict[str, str]]:
         if _is_norm(layer) and id(layer) not in rewritten and layer.name not in kept:
             kept[layer.name] = "the code of a subclassed model cannot be rewritten"
     return copy, folded, kept
-
-
-def _largest_error(model, copy, x) -> float:
-    if x is None:
-        x = _random_inputs(model)
-    before = _outputs(model, x)
-    error = _distance(before, _outputs(copy, x))
-    tolerance = _tolerance(model)
-    if error > tolerance:
-        # A deep network may make more of rounding: what it makes of one in its inputs.
-        rounded = keras.tree.map_structure(_rounded, x)
-        noise = _distance(before, _outputs(model, rounded))
-        tolerance = min(max(tolerance, 30 * noise), 100 * tolerance)
-    if not error <= tolerance:
-        raise RuntimeError(
-            f"The folded model's outputs differ by {error:.1e} of the largest, more "
-            f"than rounding explains ({tolerance:.0e}); the model was not changed"
-        )
-    return error
-
-
-def _outputs(model, x) -> list[np.ndarray]:
-    outputs = keras.tree.flatten(model(x, training=False))
-    return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in outputs]
-
-
-def _distance(before: list[np.ndarray], after: list[np.ndarray]) -> float:
-    """The largest difference, relative to the largest value of the same output."""
-    return max(
-        float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-12))
-        for a, b in zip(before, after, strict=True)
-    )
-
-
-def _tolerance(model) -> float:
-    dtypes = {layer.compute_dtype for layer in sublayers(model)}
-    return max(_TOLERANCE.get(name, 0) for name in {*dtypes, keras.config.floatx()})
-
-
-def _rounded(x):
-    """The same numbers, each off by its last bit."""
-    x = np.asarray(x)
-    if x.dtype.kind != "f":
-        return x
-    signs = np.random.default_rng(1).choice([-1, 1], x.shape)
-    return (x * (1 + signs * np.finfo(x.dtype).eps)).astype(x.dtype)
-
-
-def _random_inputs(model):
-    functional = functional_part(model)
-    if functional is None:
-        raise ValueError(
-            "`x` must be given for a subclassed model, to compare outputs on it. "
-            "Received: x=None"
-        )
-    rng = np.random.default_rng(0)
-
-    def draw(tensor):
-        # An open size is large enough for a stack of poolings.
-        shape = [4, *(size or 64 for size in tensor.shape[1:])]
-        shape[0] = tensor.shape[0] or shape[0]
-        if "int" in tensor.dtype or tensor.dtype == "bool":
-            return rng.integers(0, 2, shape).astype(tensor.dtype)
-        return rng.normal(size=shape).astype("float32")
-
-    return keras.tree.map_structure(draw, functional.input)

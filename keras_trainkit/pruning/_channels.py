@@ -13,6 +13,7 @@ from keras_trainkit._checks import (
     check_integer,
     reject,
 )
+from keras_trainkit._compare import random_inputs
 from keras_trainkit._cost import flops, latencies
 from keras_trainkit._graph import check_graph, rebuild
 from keras_trainkit._select import check_all_used, check_selectors, selected
@@ -336,15 +337,7 @@ def _cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
 
 
 def _time(model, smaller, rows: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(0)
-    inputs = [
-        np.zeros(shape, "int32")
-        if "int" in keras.backend.standardize_dtype(tensor.dtype)
-        else rng.normal(size=shape).astype("float32")
-        for tensor in model.inputs
-        for shape in [(rows, *(size or 8 for size in tensor.shape[1:]))]
-    ]
-    x = inputs[0] if len(inputs) == 1 else inputs
+    x = random_inputs(model, rows)
     return latencies(
         [lambda: model.predict_on_batch(x), lambda: smaller.predict_on_batch(x)],
         _REPETITIONS,

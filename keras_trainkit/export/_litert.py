@@ -1,19 +1,22 @@
-"""Export to the formats that are deployed."""
+"""Export to LiteRT."""
 
-import contextlib
 import os
-import subprocess
-import sys
-import tempfile
-import warnings
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, reject
+from keras_trainkit._compare import check_same, random_inputs
+from keras_trainkit._graph import is_graph
+from keras_trainkit.export._files import convert_elsewhere, quiet, whole_file
 
-_QUANTIZATIONS = (None, "float16", "dynamic", "int8")
+# What each rounds may move the outputs so far, relative to the largest: beyond, the
+# file is not the model. What int8 costs in accuracy is for `deployment_report` to say.
+_ROUNDING = {None: 1e-4, "float16": 2e-2, "dynamic": 0.5, "int8": 0.5, "int16x8": 0.5}
+_QUANTIZATIONS = tuple(_ROUNDING)
+_CALIBRATED = ("int8", "int16x8")
 
 # LiteRT's converter is TensorFlow's; another backend's weights go there by file.
 _CONVERT = """
@@ -45,8 +48,9 @@ def to_litert(
         path: The file to write, `*.tflite`. It appears only once it is whole.
         quantization: `None` for float32; `"float16"` for weights in half precision;
             `"dynamic"` for int8 weights and float activations; `"int8"` for int8
-            weights and activations, with float inputs and outputs.
-        representative_data: For `"int8"`: a few hundred inputs of shape
+            weights and activations, with float inputs and outputs; `"int16x8"` for
+            int8 weights and int16 activations. Weights have a scale for each channel.
+        representative_data: For the last two: a few hundred inputs of shape
             `(rows, *input_shape)`, from which the ranges of the activations are read.
 
     Returns:
@@ -54,26 +58,41 @@ def to_litert(
 
     Raises:
         ValueError: If an argument is wrong.
-        RuntimeError: If the conversion failed; nothing is written.
+        RuntimeError: If the conversion failed, or the file gives something else than
+            the model; nothing is written.
     """
-    path = Path(path)
-    if path.suffix != ".tflite":
-        reject("path", str(path), "a file name that ends in .tflite")
     check_choice("quantization", quantization, _QUANTIZATIONS)
-    if quantization == "int8" and representative_data is None:
-        reject("representative_data", None, 'an array of inputs for "int8"')
-    with tempfile.TemporaryDirectory(
-        prefix=".keras-trainkit-", dir=path.parent
-    ) as folder:
-        target = Path(folder, "model.tflite")
+    data = representative_data
+    if quantization in _CALIBRATED and data is None:
+        reject("representative_data", None, f'an array of inputs for "{quantization}"')
+    with whole_file(path, ".tflite") as target:
         if keras.backend.backend() == "tensorflow":
-            options = _converter_options(quantization, representative_data)
-            with _quiet():
+            options = _converter_options(quantization, data)
+            with quiet():
                 model.export(str(target), format="litert", verbose=False, **options)
         else:
-            _convert_elsewhere(model, target, quantization, representative_data)
-        os.replace(target, path)
-    return path
+            data_path = target.with_suffix(".npy") if data is not None else ""
+            if data is not None:
+                np.save(data_path, np.asarray(data, "float32"))
+            convert_elsewhere(
+                model, target, "LiteRT", _CONVERT, quantization or "", data_path
+            )
+        _check(model, target, quantization, data)
+    return Path(path)
+
+
+def _check(model: keras.Model, path: Path, quantization: str | None, data: Any) -> None:
+    """Raise unless the file gives what the model gives, for data or random inputs."""
+    if not is_graph(model) or len(model.inputs) != 1 or len(model.outputs) != 1:
+        return
+    x = random_inputs(model) if data is None else np.asarray(data[:32], "float32")
+    check_same(
+        model,
+        lambda x: predict_litert(path, x),
+        x,
+        "The file",
+        at_least=_ROUNDING[quantization],
+    )
 
 
 def predict_litert(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
@@ -120,47 +139,15 @@ def _converter_options(quantization: str | None, data: np.ndarray | None) -> dic
     options: dict = {"optimizations": [tf.lite.Optimize.DEFAULT]}
     if quantization == "float16":
         options["target_spec"] = {"supported_types": [tf.float16]}
-    elif quantization == "int8":
+    elif quantization in _CALIBRATED:
         assert data is not None
-        options["target_spec"] = {
-            "supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        }
+        kinds = tf.lite.OpsSet
+        op = (
+            kinds.TFLITE_BUILTINS_INT8
+            if quantization == "int8"
+            else kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        )
+        options["target_spec"] = {"supported_ops": [op]}
         rows = np.asarray(data, "float32")
         options["representative_dataset"] = lambda: ([row[np.newaxis]] for row in rows)
     return options
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Hide what the converter's C++ code writes past Python's `sys.stderr`."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "wb") as sink:
-        os.dup2(sink.fileno(), 2)
-    try:
-        with warnings.catch_warnings():
-            # That inputs and outputs stay float is what `to_litert` promises.
-            warnings.filterwarnings("ignore", "Statistics for quantized inputs")
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _convert_elsewhere(model, target: Path, quantization, data) -> None:
-    source = target.with_suffix(".keras")
-    model.save(source)
-    data_path = target.with_suffix(".npy") if data is not None else ""
-    if data is not None:
-        np.save(data_path, np.asarray(data, "float32"))
-    finished = subprocess.run(
-        [sys.executable, "-c", _CONVERT, source, target, quantization or "", data_path],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
-        capture_output=True,
-        text=True,
-    )
-    if finished.returncode:
-        raise RuntimeError(
-            "The conversion to LiteRT, which runs on the TensorFlow backend, failed: "
-            f"{(finished.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )

@@ -1,0 +1,93 @@
+"""Whether two models do the same."""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._compat import functional_part, sublayers
+
+# The largest error relative to the largest output that is put down to rounding.
+_TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
+
+
+def random_inputs(model: keras.Model, rows: int = 4) -> Any:
+    """Inputs in the structure of a Functional or built Sequential model's.
+
+    Normal ones for floats, 0 and 1 for integers; open sizes are 64, large enough for a
+    stack of poolings.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(tensor):
+        shape = [tensor.shape[0] or rows, *(size or 64 for size in tensor.shape[1:])]
+        if "int" in tensor.dtype or tensor.dtype == "bool":
+            return rng.integers(0, 2, shape).astype(tensor.dtype)
+        return rng.normal(size=shape).astype("float32")
+
+    return keras.tree.map_structure(draw, functional_part(model).input)
+
+
+def check_same(
+    model: keras.Model, copy: Any, x: Any, what: str, at_least: float = 0.0
+) -> float:
+    """The largest difference of the outputs for `x`, relative to the largest output.
+
+    NaN for a model that is random at inference, which cannot be compared.
+
+    Args:
+        model: A model.
+        copy: What should do the same: a model, or a function of inputs.
+        x: The inputs.
+        what: What the copy is, for the error.
+        at_least: A difference that is allowed whatever the model's precision.
+
+    Raises:
+        RuntimeError: If it is more than rounding explains.
+    """
+    before = outputs(model, x)
+    error = distance(before, outputs(copy, x))
+    tolerance = max(_tolerance(model), at_least)
+    if error > tolerance:
+        if distance(before, outputs(model, x)) > 0:
+            return math.nan
+        # A deep network may make more of rounding: what it makes of one in its inputs.
+        rounded = keras.tree.map_structure(_rounded, x)
+        noise = distance(before, outputs(model, rounded))
+        tolerance = min(max(tolerance, 30 * noise), 100 * tolerance)
+    if not error <= tolerance:
+        raise RuntimeError(
+            f"{what}'s outputs differ by {error:.1e} of the largest, more than "
+            f"rounding explains ({tolerance:.0e}); the model was not changed"
+        )
+    return error
+
+
+def outputs(model: Any, x: Any) -> list[np.ndarray]:
+    """What a model, or a function, puts out at inference, as float32."""
+    is_model = isinstance(model, keras.Model)
+    found = keras.tree.flatten(model(x, training=False) if is_model else model(x))
+    return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in found]
+
+
+def distance(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    """The largest difference, relative to the largest value of the same output."""
+    return max(
+        float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-12))
+        for a, b in zip(before, after, strict=True)
+    )
+
+
+def _tolerance(model) -> float:
+    dtypes = {layer.compute_dtype for layer in sublayers(model)}
+    return max(_TOLERANCE.get(name, 0) for name in {*dtypes, keras.config.floatx()})
+
+
+def _rounded(x):
+    """The same numbers, each off by its last bit."""
+    x = np.asarray(x)
+    if x.dtype.kind != "f":
+        return x
+    signs = np.random.default_rng(1).choice([-1, 1], x.shape)
+    return (x * (1 + signs * np.finfo(x.dtype).eps)).astype(x.dtype)

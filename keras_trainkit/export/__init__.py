@@ -1,0 +1,11 @@
+"""Export to the formats that are deployed, and what they cost."""
+
+from keras_trainkit.export._litert import load_litert as load_litert
+from keras_trainkit.export._litert import predict_litert as predict_litert
+from keras_trainkit.export._litert import to_litert as to_litert
+from keras_trainkit.export._onnx import to_onnx as to_onnx
+from keras_trainkit.export._optimize import (
+    optimize_for_inference as optimize_for_inference,
+)
+from keras_trainkit.export._report import DeploymentReport as DeploymentReport
+from keras_trainkit.export._report import deployment_report as deployment_report
