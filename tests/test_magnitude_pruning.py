@@ -303,6 +303,39 @@ def test_pruning_after_plain_training_begins_at_its_first_step(data):
     assert [int(z.sum()) for z in seen.seen[:10]] == [0] * 3 + [42] * 5 + [48] * 2
 
 
+def test_pruning_after_plain_training_resumes(data):
+    whole, halved = make_model(), make_model()
+    for model in (whole, halved):
+        fit(model, data, epochs=2, shuffle=False)
+    pruning = kt.pruning.MagnitudePruning(0.8, end_step=36, frequency=5)
+    fit(whole, data, pruning, epochs=2, shuffle=False)
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    again = kt.pruning.MagnitudePruning(0.8, end_step=36, frequency=5)
+    with pytest.warns(UserWarning, match="ended at step 20, before end_step=36"):
+        fit(halved, data, again, Stop(), epochs=2, shuffle=False)
+    assert 0 < sparsities(halved)[0] < 0.8
+    fit(halved, data, again, epochs=2, initial_epoch=1, shuffle=False)
+    for a, b in zip(whole.get_weights(), halved.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_two_callbacks_and_another_model(data):
+    first, last = (
+        kt.pruning.MagnitudePruning(s, end_step=10, frequency=5, include=name)
+        for name, s in (("first", 0.5), ("last", 0.9))
+    )
+    model = make_model()
+    fit(model, data, epochs=2)
+    assert fit(model, data, first, last) == [0.5, 0.9]
+    assert fit(make_model(), data, first, last) == [0.5, 0.9]
+    assert "apply" not in vars(model.optimizer)
+    assert fit(model, data) == [0.0, 0.0]
+
+
 def test_the_file_is_a_plain_one(data, tmp_path):
     model = make_model()
     fit(model, data, kt.pruning.MagnitudePruning(0.8, end_step=10))

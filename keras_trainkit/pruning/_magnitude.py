@@ -1,6 +1,5 @@
 """Gradual magnitude pruning during `fit`."""
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._compat import patched, sync_state
+from keras_trainkit._compat import sync_state
 from keras_trainkit._select import Selector
 from keras_trainkit._types import Tensor
 from keras_trainkit.optimizers._exchange import batches_seen, core_optimizer
@@ -44,8 +43,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     weight is zero for the pass and gets its gradient, so that an update that raises it
     over others at a pruning step brings it back.
 
-    Use it after `fit` has built the model or with a built one; with `OneCycle` and
-    the like in any order.
+    With `OneCycle` and the like it goes in any order. Where `fit` raised, the optimizer
+    goes on pruning until the next fit with this callback, or `compile`.
 
     Args:
         sparsity: Fraction of the entries of each kernel to set to zero in the end, in
@@ -115,7 +114,7 @@ class MagnitudePruning(keras.callbacks.Callback):
                 reject("rewind_to", rewind_to, f"<= {self._template.end_step=}")
         # Without a ticket nothing here looks at the batches: Keras need not wait.
         self.async_safe = rewind_to is None
-        self._patch = contextlib.ExitStack()
+        self._patched: keras.optimizers.Optimizer | None = None
         self._targets: Targets | None = None
         self._start = 0
         self._ticket: list[np.ndarray] | None = None
@@ -123,8 +122,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     def set_params(self, params: dict[str, Any] | None) -> None:
         """Check the length of the fit, as early as it is known."""
         super().set_params(params)
-        self._patch.close()
-        self._targets, self._ticket = None, None
+        self._restore()
+        self._targets, self._ticket, self._start = None, None, 0
         self._check_length(batches_seen(self.model), self.params["epochs"])
         # The compiled step of an earlier fit does not prune.
         self.model.train_function = None
@@ -138,8 +137,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             optimizer.build(self.model.trainable_variables)
         targets = find_targets(self.model, self._rule, trainable_only=True)
         seen = batches_seen(self.model)
-        due = self._sparsities(targets, self._last_update(seen + 1))
-        self._start = 0 if seen == 0 or targets.have(due) else seen
+        self._start = self._find_start(targets, seen, epoch)
         self._check_length(seen, self.params["epochs"] - epoch)
         self._check_rewind(seen)
         self._targets = targets
@@ -153,14 +151,16 @@ class MagnitudePruning(keras.callbacks.Callback):
         apply = with_pruning(
             optimizer, variables, self._start, begin, self._is_due, self._find_masks
         )
-        self._patch.enter_context(patched([(optimizer, "apply", apply)]))
+        # Not by `setattr`, which Keras and PyTorch watch.
+        vars(optimizer)["apply"] = apply
+        self._patched = optimizer
         self._keep_ticket()
 
     def on_train_batch_end(self, batch, logs=None):
         self._keep_ticket()
 
     def on_train_end(self, logs=None):
-        self._patch.close()
+        self._restore()
         self.model.train_function = None
         if self._targets is None:
             return
@@ -176,6 +176,24 @@ class MagnitudePruning(keras.callbacks.Callback):
             )
         elif self._ticket is not None:
             self._rewind()
+
+    def _restore(self) -> None:
+        if self._patched is not None:
+            # Of two callbacks in a fit the first takes both patches off.
+            vars(self._patched).pop("apply", None)
+            self._patched = None
+
+    def _find_start(self, targets: Targets, seen: int, epoch: int) -> int:
+        """The count of batches at which the schedule began, or begins."""
+        if seen == 0:
+            return 0
+        # The optimizer's first step; or the first of this fit, which may be a resumed
+        # one: where the weights have the zeros that it would have led to by now.
+        for start in (0, seen - epoch * (self.params["steps"] or 0)):
+            step = self._last_update(seen - start + 1)
+            if start >= 0 and targets.have(self._sparsities(targets, step)):
+                return start
+        return seen
 
     def _check_length(self, seen: int, epochs: int) -> None:
         steps = self.params["steps"]
