@@ -4,7 +4,7 @@
     python benchmarks/bench_deployment.py mobilenet
 
 Both are trained for a few epochs, so that accuracies mean something: the CNN on 20,000
-images of Fashion-MNIST, MobileNetV2 (alpha 0.35, 32 x 32) on 10,000 of CIFAR-10. The
+images of Fashion-MNIST, MobileNetV2 (for 32 x 32) on 10,000 of CIFAR-10. The
 last lines say how the report stands to what is aimed at. Needs `pip install -e
 ".[demo]"`.
 """
@@ -39,14 +39,19 @@ def cnn(input_shape, classes):
 
 
 def mobilenet(input_shape, classes):
-    return keras.applications.MobileNetV2(
-        weights=None, input_shape=input_shape, classes=classes, alpha=0.35
+    model = keras.applications.MobileNetV2(
+        weights=None, input_shape=input_shape, classes=classes
     )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # 0.999 is for trainings a hundred times as long.
+            layer.momentum = 0.9
+    return model
 
 
 JOBS = {
     "cnn": (cnn, "fashion_mnist", 20000, 3),
-    "mobilenet": (mobilenet, "cifar10", 10000, 8),
+    "mobilenet": (mobilenet, "cifar10", 10000, 3),
 }
 
 
