@@ -1,10 +1,12 @@
 import json
+import sys
 
 import keras
 import numpy as np
 import pytest
 
 import keras_trainkit as kt
+from keras_trainkit.export._memory import peak_memory
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,7 @@ def test_report_says_what_each_variant_is(report, model, x):
     assert base.flops == 2 * products
     assert int8.bytes == variants["int8"].stat().st_size
     assert (int8.runtime, int8.parameters) == ("LiteRT", None)
+    assert base.peak_bytes is None
     assert zeros.gzip_bytes < base.gzip_bytes
     assert abs(base.bytes - saved.bytes) < 2000
     # 10 of the 40 labels were made wrong.
@@ -179,6 +182,22 @@ def test_report_as_text(report):
     assert "repetitions" in loaded["environment"]
     axes = kt.plots.variants(report.measures())
     assert [ax.get_xlabel() for ax in axes][-1] == "accuracy"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_peak_memory(tmp_path):
+    files = []
+    for units in (8, 2048):
+        dense = [keras.layers.Dense(units), keras.layers.Dense(units)]
+        model = keras.Sequential([keras.Input((4,)), *dense])
+        files.append(kt.export.to_litert(model, tmp_path / f"{units}.tflite"))
+        files.append(kt.export.to_onnx(model, tmp_path / f"{units}.onnx"))
+    small, large = (
+        [peak_memory(path, 32) for path in files[i : i + 2]] for i in (0, 2)
+    )
+    # The weights of the large one are 17 MB.
+    for a, b in zip(small, large, strict=True):
+        assert 0 <= a < 17e6 < a + 17e6 < b + 2e6
 
 
 def test_report_without_classes(x):

@@ -18,6 +18,7 @@ from keras_trainkit._compare import distance
 from keras_trainkit._cost import flops, latencies
 from keras_trainkit._graph import is_graph, rebuild
 from keras_trainkit.export._litert import load_litert
+from keras_trainkit.export._memory import peak_memory
 from keras_trainkit.export._onnx import onnx_runner
 from keras_trainkit.pruning import sparsity_report
 from keras_trainkit.uncertainty import nll
@@ -63,6 +64,9 @@ class Variant:
         parameters: Number of weights; None for a file.
         nonzeros: Number of weights that are not zero; None for a file.
         flops: Floating-point operations of a row; None for a file.
+        peak_bytes: Memory that loading it and a pass of the largest batch take at most;
+            None for a model, which shares its process, and where the system does not
+            tell.
         note: What to know about it.
     """
 
@@ -77,6 +81,7 @@ class Variant:
     parameters: int | None = None
     nonzeros: int | None = None
     flops: int | None = None
+    peak_bytes: int | None = None
     note: str = ""
 
 
@@ -96,7 +101,7 @@ class DeploymentReport:
         """A table with a row for each variant, and under it notes and environment."""
         head = ["variant", "runtime", "parameters", "non-zero", "MFLOPs", "kB", "gzip"]
         head += [f"ms, batch {size} (p95)" for size in _BATCHES]
-        head += ["accuracy", "NLL", "max difference"]
+        head += ["peak MB", "accuracy", "NLL", "max difference"]
         lines = [" | ".join(head), " | ".join(["---"] * len(head))]
         lines += [" | ".join(_cells(variant)) for variant in self.variants]
         notes = [f"- {v.name}: {v.note}" for v in self.variants if v.note]
@@ -188,6 +193,7 @@ def deployment_report(
                 max_difference=distance([first], [outputs[name]]),
                 **_quality(outputs[name], y),
                 **one.counts,
+                peak_bytes=one.peak_bytes,
                 note=_note(one, least),
             )
             for name, one in opened.items()
@@ -205,6 +211,7 @@ class _Opened:
     run: Run
     prepare: Callable[[np.ndarray], Callable[[], Any]]
     counts: dict[str, Any]
+    peak_bytes: int | None = None
 
     @property
     def sparsity(self) -> float:
@@ -223,11 +230,17 @@ def _open(name: str, variant: Any) -> _Opened:
     if path.suffix == ".keras":
         return _open_model(name, keras.saving.load_model(path, compile=False))
     if path.suffix == ".tflite":
-        return _Opened("LiteRT", content, *_litert(path), {})
+        peak = peak_memory(path, _BATCHES[-1])
+        return _Opened("LiteRT", content, *_litert(path), {}, peak)
     if path.suffix == ".onnx":
-        run = onnx_runner(path)
+        session = onnx_runner(path)
+
+        def first(x):
+            return session(x)[0]
+
+        peak = peak_memory(path, _BATCHES[-1])
         return _Opened(
-            "ONNX Runtime", content, lambda x: run(x)[0], lambda x: lambda: run(x), {}
+            "ONNX Runtime", content, first, lambda x: lambda: first(x), {}, peak
         )
     return reject("variants", {name: str(path)}, "files .tflite, .onnx or .keras")
 
@@ -306,6 +319,7 @@ def _cells(variant: Variant) -> list[str]:
         f"{variant.bytes / 1e3:,.1f}",
         f"{variant.gzip_bytes / 1e3:,.1f}",
         *(f"{time.median:.3f} ({time.p95:.3f})" for time in variant.latencies),
+        "" if variant.peak_bytes is None else f"{variant.peak_bytes / 1e6:.1f}",
         number("{:.2%}", variant.accuracy),
         number("{:.4f}", variant.nll),
         f"{variant.max_difference:.1e}",
@@ -320,5 +334,5 @@ def _environment(repetitions: int, rows: int) -> dict[str, str]:
         "threads": "each runtime's default (LiteRT: 1)",
         "repetitions": f"{repetitions} passes of each variant, by turns",
         "rows": f"{rows} for accuracy and differences",
-        "memory": "peak memory was not measured",
+        "memory": f"of files, in a process of its own, batch {_BATCHES[-1]}",
     }

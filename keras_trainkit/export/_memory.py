@@ -1,0 +1,57 @@
+"""Peak memory of a file that runs, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+# From right before the file is loaded to the end of a pass over zeros. Linux alone lets
+# a process set its high-water mark back.
+_MEASURE = """
+import sys, numpy as np
+path, rows = sys.argv[1], int(sys.argv[2])
+if path.endswith(".tflite"):
+    from ai_edge_litert.interpreter import Interpreter
+else:
+    import onnxruntime
+
+def kilobytes(name):
+    with open("/proc/self/status") as status:
+        return next(int(s.split()[1]) for s in status if s.startswith(name))
+
+def run():
+    if path.endswith(".tflite"):
+        interpreter = Interpreter(model_path=path)
+        (given,) = interpreter.get_input_details()
+        interpreter.resize_tensor_input(given["index"], [rows, *given["shape"][1:]])
+        interpreter.allocate_tensors()
+        interpreter.invoke()
+        return interpreter
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    zeros = np.zeros([rows, *given.shape[1:]], "float32")
+    return session, session.run(None, {given.name: zeros})
+
+with open("/proc/self/clear_refs", "w") as marks:
+    marks.write("5")
+before = kilobytes("VmRSS")
+kept = run()
+print(1024 * max(kilobytes("VmHWM") - before, 0))
+"""
+
+
+def peak_memory(path: Path, rows: int) -> int | None:
+    """Bytes that loading a file and a pass of it take at most.
+
+    Args:
+        path: A `.tflite` or `.onnx` file.
+        rows: Rows of the pass.
+
+    Returns:
+        The bytes, in steps of a page; None where the system does not tell.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", _MEASURE, path, str(rows)],
+        capture_output=True,
+        text=True,
+    )
+    return int(finished.stdout) if finished.returncode == 0 else None
