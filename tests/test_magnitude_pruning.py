@@ -323,6 +323,23 @@ def test_pruning_after_plain_training_resumes(data):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": 0.5, "begin_step": 30, "schedule": "constant", "pattern": "2:4"},
+        {"sparsity": 0.8, "schedule": kt.pruning.PolynomialSparsity(0.5, 0.8, 30, 36)},
+    ],
+)
+def test_a_schedule_that_has_not_begun_keeps_its_steps(data, options):
+    model = make_model()
+    fit(model, data)
+    seen = EveryStep()
+    fit(model, data, kt.pruning.MagnitudePruning(**options), seen, epochs=1)
+    pruned = [bool(zeros.any()) for zeros in seen.seen]
+    # After 29 batches, before the 30th.
+    assert pruned == [False] * 8 + [True] * 12
+
+
 def test_two_callbacks_and_another_model(data):
     first, last = (
         kt.pruning.MagnitudePruning(s, end_step=10, frequency=5, include=name)

@@ -111,7 +111,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         if rewind_to is not None:
             check_integer("rewind_to", rewind_to, minimum=0)
             if rewind_to > self._template.end_step:
-                reject("rewind_to", rewind_to, f"<= {self._template.end_step=}")
+                reject("rewind_to", rewind_to, f"<= end_step={self._template.end_step}")
         # Without a ticket nothing here looks at the batches: Keras need not wait.
         self.async_safe = rewind_to is None
         self._patched: keras.optimizers.Optimizer | None = None
@@ -191,7 +191,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         # one: where the weights have the zeros that it would have led to by now.
         for start in (0, seen - epoch * (self.params["steps"] or 0)):
             step = self._last_update(seen - start + 1)
-            if start >= 0 and targets.have(self._sparsities(targets, step)):
+            early = step < self._template.begin_step
+            if start >= 0 and (early or targets.have(self._sparsities(targets, step))):
                 return start
         return seen
 
