@@ -123,6 +123,19 @@ def test_a_file_that_gives_something_else_does_not_appear(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("quantization", ["float16", "int8"])
+def test_a_quantized_file_of_another_model_does_not_appear(
+    model, x, tmp_path, monkeypatch, quantization
+):
+    other = keras.models.clone_model(model)
+    other.set_weights([-w for w in model.get_weights()])
+    monkeypatch.setattr(model, "export", other.export)
+    monkeypatch.setattr(model, "save", other.save)
+    with pytest.raises(RuntimeError, match=f"in the mean, more than {quantization}"):
+        kt.export.to_litert(model, tmp_path / "m.tflite", quantization, x)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_onnx_arguments(model, tmp_path):
     with pytest.raises(ValueError, match=r"a file name that ends in .onnx"):
         kt.export.to_onnx(model, tmp_path / "m.tflite")

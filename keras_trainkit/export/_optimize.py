@@ -17,7 +17,7 @@ from keras_trainkit.layers._mc_dropout import AlwaysOn
 
 _DTYPES = (None, "float16", "bfloat16")
 # What rounding all weights and activations to the dtype may do to the outputs.
-_ROUNDING = {"float16": 2e-2, "bfloat16": 2e-1}
+_ROUNDING = {"float16": 0.1, "bfloat16": 0.5}
 _ONLY_IN_TRAINING = (
     layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D,
     layers.SpatialDropout3D, layers.GaussianDropout, layers.GaussianNoise,
