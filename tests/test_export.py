@@ -128,7 +128,7 @@ def test_a_quantized_file_of_another_model_does_not_appear(
     model, x, tmp_path, monkeypatch, quantization
 ):
     other = keras.models.clone_model(model)
-    other.set_weights([-w for w in model.get_weights()])
+    other.set_weights([-20 * w for w in model.get_weights()])
     monkeypatch.setattr(model, "export", other.export)
     monkeypatch.setattr(model, "save", other.save)
     with pytest.raises(RuntimeError, match=f"in the mean, more than {quantization}"):

@@ -98,8 +98,8 @@ def _check(model: keras.Model, path: Path, quantization: str | None, data: Any) 
     random = (outputs(model, x)[0] != before).any()
     if not random and not error <= _ROUNDING[quantization]:
         raise RuntimeError(
-            f"The file's outputs differ by {error:.1e} of the model's in the mean, more "
-            f"than {quantization} explains"
+            f"The file's outputs differ by {error:.1e} of the model's in the mean, "
+            f"more than {quantization} explains"
         )
 
 
