@@ -136,6 +136,20 @@ def test_a_quantized_file_of_another_model_does_not_appear(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("export", "name", "package"),
+    [
+        (kt.export.to_litert, "m.tflite", "ai_edge_litert.interpreter"),
+        (kt.export.to_onnx, "m.onnx", "onnxruntime"),
+    ],
+)
+def test_what_is_missing_is_named(model, tmp_path, monkeypatch, export, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match="is not installed: pip install"):
+        export(model, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_onnx_arguments(model, tmp_path):
     with pytest.raises(ValueError, match=r"a file name that ends in .onnx"):
         kt.export.to_onnx(model, tmp_path / "m.tflite")

@@ -42,11 +42,12 @@ def to_litert(
     """Write a model as a LiteRT (TensorFlow Lite) file.
 
     On the JAX and PyTorch backends the conversion runs in a process of its own with the
-    TensorFlow backend, which must be installed.
+    TensorFlow backend, which must be installed. The file is run and compared with the
+    model, for which the extra `export` must be installed.
 
     Args:
         model: A built Sequential or Functional model.
-        path: The file to write, `*.tflite`. It appears only once it is whole.
+        path: The file to write, `*.tflite`. It appears only once it is whole and right.
         quantization: `None` for float32; `"float16"` for weights in half precision;
             `"dynamic"` for int8 weights and float activations; `"int8"` for int8
             weights and activations, with float inputs and outputs; `"int16x8"` for
@@ -59,6 +60,7 @@ def to_litert(
 
     Raises:
         ValueError: If an argument is wrong.
+        ImportError: If ai-edge-litert is not installed.
         RuntimeError: If the conversion failed, or the file gives something else than
             the model; nothing is written.
     """
@@ -129,8 +131,12 @@ def load_litert(path: str | os.PathLike, batch_size: int = 1):
     Returns:
         An `ai_edge_litert.interpreter.Interpreter` with its tensors allocated.
     """
-    from ai_edge_litert.interpreter import Interpreter
-
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise ImportError(
+            'ai-edge-litert is not installed: pip install "keras-trainkit[export]"'
+        ) from None
     interpreter = Interpreter(model_path=str(path))
     details = interpreter.get_input_details()[0]
     shape = [batch_size, *details["shape"][1:]]

@@ -56,8 +56,12 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
 
 def onnx_runner(path: str | os.PathLike) -> Callable[[Any], list[np.ndarray]]:
     """A function from inputs, in the structure of the model's, to a file's outputs."""
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ImportError(
+            'onnxruntime is not installed: pip install "keras-trainkit[export]"'
+        ) from None
     session = onnxruntime.InferenceSession(
         str(path), providers=["CPUExecutionProvider"]
     )
