@@ -84,6 +84,24 @@ def test_bad_arguments(model, tmp_path, monkeypatch, kwargs, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_inputs_of_every_kind(tmp_path):
+    layers = keras.layers
+    tokens = keras.Input((5,), dtype="int32")
+    words = layers.GlobalAveragePooling1D()(layers.Embedding(4, 3)(tokens))
+    image = keras.Input((None, None, 1))
+    fixed = keras.Input(batch_shape=(2, 4))
+    for i, model in enumerate(
+        [
+            keras.Model(tokens, layers.Dense(2)(words)),
+            keras.Model(image, layers.Conv2D(2, 3, padding="same")(image)),
+            keras.Model(fixed, layers.Dense(2)(fixed)),
+        ]
+    ):
+        # Each is compared with the model before it appears.
+        assert kt.export.to_litert(model, tmp_path / f"{i}.tflite").exists()
+        assert kt.export.to_onnx(model, tmp_path / f"{i}.onnx").exists()
+
+
 def test_int16x8(model, x, tmp_path):
     path = kt.export.to_litert(model, tmp_path / "m.tflite", "int16x8", x)
     outputs = kt.export.predict_litert(path, x)

@@ -1,6 +1,7 @@
 """Export to LiteRT."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def _check(model: keras.Model, path: Path, quantization: str | None, data: Any) 
     """Raise unless the file gives what the model gives, for data or random inputs."""
     if not is_graph(model) or len(model.inputs) != 1 or len(model.outputs) != 1:
         return
-    x = random_inputs(model) if data is None else np.asarray(data[:32], "float32")
+    x = random_inputs(model)
+    if data is not None:
+        x = np.asarray(data[: model.inputs[0].shape[0] or 32], "float32")
     if quantization is None:
         check_same(model, lambda x: predict_litert(path, x), x, "The file", 1e-4)
         return
@@ -115,8 +118,9 @@ def predict_litert(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
     Returns:
         The outputs of all rows.
     """
-    interpreter = load_litert(path, batch_size=len(x))
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter = _interpreter(path, lambda shape: x.shape)
+    given = interpreter.get_input_details()[0]
+    interpreter.set_tensor(given["index"], np.asarray(x).astype(given["dtype"]))
     interpreter.invoke()
     return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
@@ -131,6 +135,11 @@ def load_litert(path: str | os.PathLike, batch_size: int = 1):
     Returns:
         An `ai_edge_litert.interpreter.Interpreter` with its tensors allocated.
     """
+    return _interpreter(path, lambda shape: [batch_size, *shape[1:]])
+
+
+def _interpreter(path: str | os.PathLike, make_shape: Callable[[Any], Any]) -> Any:
+    """An interpreter for inputs of a shape made of the file's."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
@@ -139,8 +148,7 @@ def load_litert(path: str | os.PathLike, batch_size: int = 1):
         ) from None
     interpreter = Interpreter(model_path=str(path))
     details = interpreter.get_input_details()[0]
-    shape = [batch_size, *details["shape"][1:]]
-    interpreter.resize_tensor_input(details["index"], shape)
+    interpreter.resize_tensor_input(details["index"], make_shape(details["shape"]))
     interpreter.allocate_tensors()
     return interpreter
 
