@@ -21,6 +21,7 @@ from keras_trainkit import pruning as pruning
 from keras_trainkit import regularizers as regularizers
 from keras_trainkit import schedules as schedules
 from keras_trainkit import tfmot as tfmot
+from keras_trainkit import transfer as transfer
 from keras_trainkit import uncertainty as uncertainty
 from keras_trainkit.lr_finder import find_lr as find_lr
 from keras_trainkit.lr_finder import lr_sweep as lr_sweep

@@ -14,16 +14,24 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LEVELS = [
     {"_types", "_checks", "_compare", "_compat", "_cost", "_graph", "_kernels"}
-    | {"_recording", "_select", "_state"},
+    | {"_freezing", "_recording", "_select", "_state"},
     {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"},
-    {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics", "transfer"}
+    {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics"}
     | {"initializers", "callbacks"},
-    {"models", "export", "tfmot"},
+    {"models", "export", "tfmot", "transfer"},
     {"plots", "cli"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Imported when they are needed, by those who have them.
-OPTIONAL = {"tensorflow", "jax", "torch", "sklearn", "matplotlib", "tf_keras", "onnx"}
+OPTIONAL = {
+    "tensorflow",
+    "jax",
+    "torch",
+    "sklearn",
+    "matplotlib",
+    "tf_keras",
+    "onnx",
+} | {"keras_tuner"}
 
 
 def topic(path):

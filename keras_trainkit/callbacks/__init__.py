@@ -1,5 +1,8 @@
 """Callbacks for `model.fit`."""
 
+from keras_trainkit.callbacks._gradual_unfreezing import (
+    GradualUnfreezing as GradualUnfreezing,
+)
 from keras_trainkit.callbacks._one_cycle import OneCycle as OneCycle
 from keras_trainkit.callbacks._plateau import PlateauSchedule as PlateauSchedule
 from keras_trainkit.callbacks._schedules import ApplySchedule as ApplySchedule

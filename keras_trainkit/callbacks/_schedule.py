@@ -104,10 +104,6 @@ class ScheduleCallback(keras.callbacks.Callback):
     def _give_back(self):
         if self._original is None:
             return
-        current = _exchange.core_optimizer(self.model)
-        if current.built and not self._original.built:
-            self._original.build(self.model.trainable_variables)
-        _exchange.carry_over(current, self._original)
-        _exchange.install(self.model, self._original)
+        _exchange.give_back(self.model, self._original)
         self._original = None
         self._training = False

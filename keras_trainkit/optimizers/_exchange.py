@@ -6,21 +6,22 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import backend_class, set_saved_optimizer, step_counter
+from keras_trainkit._compat import (
+    backend_class,
+    copy_exclusions,
+    set_saved_optimizer,
+    step_counter,
+    updated_variables,
+)
 from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers import _momentum as optimizers
 
-# From the classes that Keras instantiates, and our own, to those with a schedulable
-# momentum, and what it is called there.
+# From the classes that Keras instantiates to those with a schedulable momentum.
 _SCHEDULABLE = {
-    cls: ours
-    for ours, theirs in (
-        (optimizers.SGD, keras.optimizers.SGD),
-        (optimizers.Adam, keras.optimizers.Adam),
-        (optimizers.AdamW, keras.optimizers.AdamW),
-        (optimizers.Nadam, keras.optimizers.Nadam),
-    )
-    for cls in (ours, backend_class(theirs))
+    backend_class(keras.optimizers.SGD): optimizers.SGD,
+    backend_class(keras.optimizers.Adam): optimizers.Adam,
+    backend_class(keras.optimizers.AdamW): optimizers.AdamW,
+    backend_class(keras.optimizers.Nadam): optimizers.Nadam,
 }
 
 
@@ -42,8 +43,13 @@ def batches_seen(model: keras.Model) -> int:
 
 def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
     """What the optimizer calls its momentum; None if it cannot be scheduled."""
-    cls = _SCHEDULABLE.get(type(optimizer))
+    cls = _schedulable(optimizer)
     return cls._HYPERPARAMETER if cls else None
+
+
+def has_schedule(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the optimizer's learning rate is a schedule."""
+    return isinstance(optimizer.get_config()["learning_rate"], dict)
 
 
 def with_schedules(
@@ -64,7 +70,7 @@ def with_schedules(
     """
     optimizer = core_optimizer(model)
     changes = {"learning_rate": learning_rate}
-    ours = _SCHEDULABLE.get(type(optimizer))
+    ours = _schedulable(optimizer)
     if momentum is not None and ours:
         changes[ours._HYPERPARAMETER] = momentum
     if cls is not None:
@@ -100,6 +106,45 @@ def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     model.train_function = None
 
 
+def fresh_copy(model: keras.Model) -> keras.optimizers.Optimizer:
+    """A copy of the model's optimizer, its state included."""
+    optimizer = core_optimizer(model)
+    return _copy(model, optimizer, type(optimizer), {})
+
+
+def follow_trainable(model: keras.Model) -> None:
+    """Let the next step train what is trainable now.
+
+    Where the optimizer was built for other variables it is exchanged for a copy that
+    has the slots of those that go on training.
+    """
+    optimizer = core_optimizer(model)
+    if optimizer.built and not _same(
+        updated_variables(optimizer), model.trainable_variables
+    ):
+        install(model, fresh_copy(model))
+    model.train_function = None
+
+
+def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
+    """Make `original` the model's optimizer, with the state of the present one.
+
+    Where it has not the slots of what trains now, a copy takes its place.
+    """
+    current = core_optimizer(model)
+    if current.built:
+        trained = updated_variables(current)
+        if original.built and not _same(updated_variables(original), trained):
+            copy = type(original).from_config(original.get_config())
+            copy_exclusions(original, copy)
+            original = copy
+        if not original.built:
+            original.build(trained)
+        carry_over(current, original)
+    install(model, original)
+    follow_trainable(model)
+
+
 def replace(model: keras.Model, learning_rate: Schedule | float) -> None:
     """Give the model a whole new optimizer with another learning rate.
 
@@ -128,8 +173,19 @@ def carry_over(
             variable.assign(np.array(keras.ops.convert_to_numpy(found.pop(0))))
 
 
+def _schedulable(optimizer):
+    """The class of an optimizer like this one whose momentum may be a schedule."""
+    cls = type(optimizer)
+    return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)
+
+
+def _same(variables, others) -> bool:
+    return [id(v) for v in variables] == [id(v) for v in others]
+
+
 def _copy(model, optimizer, cls, changes, stateful=False):
     copy = cls.from_config({**optimizer.get_config(), **changes})
+    copy_exclusions(optimizer, copy)
     if stateful and not changes["learning_rate"].bound:
         changes["learning_rate"].bind(copy.add_variable)
     if optimizer.built:

@@ -14,7 +14,7 @@ LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
-class _Scheduled:
+class Scheduled(keras.optimizers.Optimizer):
     """A mixin that lets one hyperparameter, `_HYPERPARAMETER`, be a schedule."""
 
     _HYPERPARAMETER: str
@@ -29,7 +29,7 @@ class _Scheduled:
         rate: Any = kwargs.get("learning_rate", args[0] if args else None)
         bind = getattr(rate, "bind", None)
         if bind:
-            bind(self.add_variable)  # type: ignore[attr-defined]
+            bind(self.add_variable)
 
     def _get(self) -> Tensor:
         if not isinstance(self._value, LearningRateSchedule):
@@ -57,15 +57,15 @@ class _Scheduled:
         """Update all variables, with the momentum of this step."""
         schedule = self.momentum_schedule
         if schedule is None:
-            return super().apply(grads, trainable_variables)  # type: ignore[misc]
+            return super().apply(grads, trainable_variables)
         self._current = schedule(step_counter(self))
         try:
-            return super().apply(grads, trainable_variables)  # type: ignore[misc]
+            return super().apply(grads, trainable_variables)
         finally:
             self._current = None
 
     def get_config(self) -> dict:
-        config = super().get_config()  # type: ignore[misc]
+        config = super().get_config()
         schedule = self.momentum_schedule
         if schedule is not None:
             config[self._HYPERPARAMETER] = keras.optimizers.schedules.serialize(
@@ -79,32 +79,11 @@ class _Scheduled:
         if isinstance(value, dict):
             schedule = keras.saving.deserialize_keras_object(value, custom_objects)
             config = {**config, cls._HYPERPARAMETER: schedule}
-        return super().from_config(config, custom_objects)  # type: ignore[misc]
+        return super().from_config(config, custom_objects)
 
 
-@_register
-class SGD(_Scheduled, backend_class(keras.optimizers.SGD)):  # type: ignore[misc]
-    """`keras.optimizers.SGD` whose `momentum` may be a schedule.
-
-    Args:
-        learning_rate: A float or a `LearningRateSchedule`.
-        momentum: A float in `[0, 1]` or a `LearningRateSchedule` of the batches seen.
-        nesterov: Whether to apply Nesterov momentum.
-        **kwargs: As in `keras.optimizers.SGD`.
-
-    Example:
-        >>> import keras_trainkit as kt
-        >>> optimizer = kt.optimizers.SGD(
-        ...     kt.schedules.OneCycle(0.1, total_steps=100),
-        ...     momentum=kt.schedules.OneCycleMomentum(total_steps=100),
-        ... )
-        >>> round(float(optimizer.momentum), 4)
-        0.95
-
-    Reference:
-        L. Smith, A disciplined approach to neural network hyper-parameters (2018),
-        arXiv:1803.09820, section 4.3.
-    """
+class ScheduledMomentum(Scheduled):
+    """What makes `keras.optimizers.SGD` take a schedule."""
 
     _HYPERPARAMETER = "momentum"
 
@@ -156,7 +135,7 @@ class SGD(_Scheduled, backend_class(keras.optimizers.SGD)):  # type: ignore[misc
             self.assign_add(variable, velocity)
 
 
-class _ScheduledBeta(_Scheduled):
+class ScheduledBeta(Scheduled):
     """The members of Adam's family, whose momentum is `beta_1`."""
 
     _HYPERPARAMETER = "beta_1"
@@ -175,7 +154,32 @@ class _ScheduledBeta(_Scheduled):
 
 
 @_register
-class Adam(_ScheduledBeta, backend_class(keras.optimizers.Adam)):  # type: ignore[misc]
+class SGD(ScheduledMomentum, backend_class(keras.optimizers.SGD)):  # type: ignore[misc]
+    """`keras.optimizers.SGD` whose `momentum` may be a schedule.
+
+    Args:
+        learning_rate: A float or a `LearningRateSchedule`.
+        momentum: A float in `[0, 1]` or a `LearningRateSchedule` of the batches seen.
+        nesterov: Whether to apply Nesterov momentum.
+        **kwargs: As in `keras.optimizers.SGD`.
+
+    Example:
+        >>> import keras_trainkit as kt
+        >>> optimizer = kt.optimizers.SGD(
+        ...     kt.schedules.OneCycle(0.1, total_steps=100),
+        ...     momentum=kt.schedules.OneCycleMomentum(total_steps=100),
+        ... )
+        >>> round(float(optimizer.momentum), 4)
+        0.95
+
+    Reference:
+        L. Smith, A disciplined approach to neural network hyper-parameters (2018),
+        arXiv:1803.09820, section 4.3.
+    """
+
+
+@_register
+class Adam(ScheduledBeta, backend_class(keras.optimizers.Adam)):  # type: ignore[misc]
     """`keras.optimizers.Adam` whose `beta_1` may be a schedule.
 
     The bias correction at step `t` is `1 - beta_1(t) ** t`, the formula for a constant
@@ -198,7 +202,7 @@ class Adam(_ScheduledBeta, backend_class(keras.optimizers.Adam)):  # type: ignor
 
 
 @_register
-class AdamW(_ScheduledBeta, backend_class(keras.optimizers.AdamW)):  # type: ignore[misc]
+class AdamW(ScheduledBeta, backend_class(keras.optimizers.AdamW)):  # type: ignore[misc]
     """`keras.optimizers.AdamW` whose `beta_1` may be a schedule.
 
     Args:
@@ -214,7 +218,7 @@ class AdamW(_ScheduledBeta, backend_class(keras.optimizers.AdamW)):  # type: ign
 
 
 @_register
-class Nadam(_ScheduledBeta, backend_class(keras.optimizers.Nadam)):  # type: ignore[misc]
+class Nadam(ScheduledBeta, backend_class(keras.optimizers.Nadam)):  # type: ignore[misc]
     """`keras.optimizers.Nadam` whose `beta_1` may be a schedule.
 
     Args:

@@ -1,0 +1,112 @@
+"""Which layers of a model train."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import keras
+from keras.layers import Layer
+
+from keras_trainkit._checks import check_in_range, reject
+from keras_trainkit._compat import sublayers
+from keras_trainkit._select import (
+    Selector,
+    check_all_used,
+    check_selectors,
+    selected,
+)
+
+Chain: TypeAlias = tuple[Layer, ...]
+"""A layer, after the models around it."""
+
+Start: TypeAlias = Selector | int | float
+"""Where among a model's layers something begins: a selector, a place or a fraction."""
+
+
+def weighted_layers(model: keras.Model) -> list[Chain]:
+    """The layers of a model that have weights, in order, with the models around them.
+
+    Models inside are opened up; every other layer counts as one.
+    """
+    found: dict[int, Chain] = {}
+
+    def walk(part: Layer, around: Chain) -> None:
+        for layer in part.layers:
+            if isinstance(layer, keras.Model) and layer.layers:
+                walk(layer, (*around, layer))
+            elif layer.weights:
+                found.setdefault(id(layer), (*around, layer))
+
+    if not isinstance(model, keras.Model):
+        reject("model", model, "a model")
+    walk(model, ())
+    if not found:
+        reject("model", model.name, "a built model with weights")
+    return list(found.values())
+
+
+def place(name: str, start: Start, chains: Sequence[Chain]) -> int:
+    """The number of layers before the one that `start` means.
+
+    Args:
+        name: The argument's name, for errors.
+        start: An integer, from the end if negative; a float, as a fraction of the
+            layers; or a selector, for the first layer that it means.
+        chains: The layers.
+    """
+    total = len(chains)
+    if isinstance(start, float):
+        return round(check_in_range(name, start, 0, 1) * total)
+    if hasattr(start, "__index__") and not isinstance(start, bool | type):
+        number = operator.index(start)
+        if not -total <= number <= total:
+            reject(name, start, f"an integer from {-total} to {total}")
+        return number + total if number < 0 else number
+    selectors = check_selectors(name, start)
+    check_all_used(name, chains, selectors)
+    return next(n for n, chain in enumerate(chains) if selected(chain, selectors))
+
+
+def meant(
+    chains: Sequence[Chain],
+    layers: Any,
+    start: Start | None = None,
+    names: tuple[str, str] = ("layers", "start"),
+) -> list[Chain]:
+    """The layers that selectors mean, or those from `start` on, or all."""
+    if layers is not None and start is not None:
+        reject(names[1], start, f"None where `{names[0]}` is given")
+    if start is not None:
+        return list(chains[place(names[1], start, chains) :])
+    if layers is None:
+        return list(chains)
+    selectors = check_selectors(names[0], layers)
+    check_all_used(names[0], chains, selectors)
+    return [chain for chain in chains if selected(chain, selectors)]
+
+
+def set_trainable(model: keras.Model, chains: Iterable[Chain], value: bool) -> None:
+    """Let some layers of a model train or not, and all others be as they are."""
+    flags = trainable_flags(model)
+    for *around, layer in chains:
+        for part in (*sublayers(layer), *(around if value else ())):
+            flags[part] = value
+    flags[model] = model.trainable or value
+    restore_flags(flags)
+
+
+def trainable_flags(model: keras.Model) -> dict[Layer, bool]:
+    """What `trainable` is in a model and in all layers inside it."""
+    return {layer: layer.trainable for layer in sublayers(model)}
+
+
+def restore_flags(flags: dict[Layer, bool]) -> None:
+    """Set `trainable` of each layer, outer ones first: Keras passes it on inwards."""
+    for layer, value in flags.items():
+        if layer.trainable != value:
+            layer.trainable = value
+
+
+def is_batch_norm(layer: Layer) -> bool:
+    """Whether a layer keeps moving statistics of the batches."""
+    return isinstance(layer, keras.layers.BatchNormalization)

@@ -1,0 +1,241 @@
+"""An optimizer that gives each layer a learning rate of its own."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_trainkit._checks import check_positive, reject
+from keras_trainkit._compat import (
+    copy_exclusions,
+    decays,
+    live_layers,
+    updated_variables,
+)
+from keras_trainkit._types import Tensor
+from keras_trainkit.optimizers._exchange import carry_over, has_schedule
+from keras_trainkit.optimizers._momentum import ScheduledBeta, ScheduledMomentum
+
+# What is inherited besides Keras's class, which lets the momentum be a schedule.
+_MIXINS = {
+    "SGD": ScheduledMomentum,
+    "Adam": ScheduledBeta,
+    "AdamW": ScheduledBeta,
+    "Nadam": ScheduledBeta,
+}
+_NAMES = (
+    *_MIXINS,
+    *("RMSprop", "Adagrad", "Adadelta", "Adamax", "Adafactor", "Ftrl"),
+    *("Lion", "Lamb", "Muon", "ScheduleFreeAdamW"),
+)
+
+
+class Layerwise(keras.optimizers.Optimizer):
+    """A mixin: the learning rate times a factor that depends on the layer.
+
+    Where Keras's own class on PyTorch updates all variables at once, this one goes from
+    variable to variable.
+    """
+
+    # A dict from patterns to factors, or the factor of the lowest layer alone.
+    multipliers: dict[str, float] | float
+    weight_decay: float | None
+    _factors: tuple[float, ...] = ()
+
+    def __init__(self, *args, multipliers=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.multipliers = multipliers
+
+    def build(self, variables):
+        """Make the slots, and find each variable's factor."""
+        if self.built:
+            return
+        super().build(variables)
+        if isinstance(self.multipliers, dict):
+            self._factors = tuple(_by_name(variables, self.multipliers))
+        else:
+            self._factors = tuple(_by_depth(variables, self.multipliers))
+
+    def factor(self, variable: Any) -> float:
+        """What the learning rate of a variable is multiplied with."""
+        return self._factors[self._get_variable_index(variable)]
+
+    def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor):
+        """Update one variable."""
+        rate = learning_rate * self.factor(variable)
+        return super().update_step(gradient, variable, rate)
+
+    def _apply_weight_decay(self, variables):
+        # Keras takes off `weight_decay * learning_rate` of a variable.
+        whole = self.weight_decay
+        if not whole:
+            return
+        by_factor: dict[float, list[Any]] = {}
+        for variable in variables:
+            if decays(self, variable):
+                by_factor.setdefault(self.factor(variable), []).append(variable)
+        try:
+            for factor, group in by_factor.items():
+                self.weight_decay = whole * factor
+                super()._apply_weight_decay(group)
+        finally:
+            self.weight_decay = whole
+
+    def get_config(self) -> dict:
+        multipliers = self.multipliers
+        if isinstance(multipliers, dict):
+            multipliers = dict(multipliers)
+        return {**super().get_config(), "multipliers": multipliers}
+
+
+def _make_classes() -> Iterator[tuple[str, Any]]:
+    register = keras.saving.register_keras_serializable(package="keras_trainkit")
+    for name in _NAMES:
+        theirs = getattr(keras.optimizers, name, None)
+        if theirs is not None:
+            bases = (Layerwise, *filter(None, [_MIXINS.get(name)]), theirs)
+            yield name, register(type(f"Layerwise{name}", bases, {}))
+
+
+_CLASSES = dict(_make_classes())
+
+
+def layerwise(
+    optimizer: keras.optimizers.Optimizer, rates: Mapping[Any, float] | slice
+) -> keras.optimizers.Optimizer:
+    """The same optimizer, with a learning rate of its own for each layer.
+
+    It is a single Keras optimizer: the rates hold in the compiled step, follow a
+    schedule or `kt.callbacks.OneCycle` (every layer in its proportion), take the weight
+    decay along, and are saved with the model. Other ways to scale a layer's learning,
+    such as its gradients, do nothing in Adam, which divides the scale out again.
+
+    Args:
+        optimizer: One of Keras's or of `kt.optimizers`; it is left as it is.
+        rates: Either a dict from layers to multipliers of the optimizer's rate, 0 or
+            more: a key is a layer, as good as its name, or a regular expression that
+            matches the whole of the name or path of a layer (those around it count
+            too) or the path of a variable; the first that means a variable counts, and
+            what none means has the multiplier 1. Or `slice(low, high)`: the rates
+            (> 0) of the lowest and the highest of the layers that train, with a
+            constant ratio from each to the next. The optimizer's rate is then `high`;
+            if it is a schedule it stays, and the lowest layer has `low / high` of it.
+
+    Returns:
+        A new optimizer, with the state that the other has.
+
+    Raises:
+        ValueError: If an argument is wrong; when it is built, if a key means nothing.
+
+    Example:
+        >>> import keras, keras_trainkit as kt
+        >>> model = kt.models.build_mlp((8,), 3)
+        >>> adam = keras.optimizers.Adam(1e-3)
+        >>> optimizer = kt.optimizers.layerwise(adam, {model.layers[0]: 0.1})
+        >>> optimizer.build(model.trainable_variables)
+        >>> [optimizer.factor(v) for v in model.trainable_variables]
+        [0.1, 0.1, 1.0, 1.0, 1.0, 1.0]
+        >>> optimizer = kt.optimizers.layerwise(adam, slice(1e-5, 1e-3))
+        >>> optimizer.build(model.trainable_variables)
+        >>> [round(optimizer.factor(v), 3) for v in model.trainable_variables]
+        [0.01, 0.01, 0.1, 0.1, 1.0, 1.0]
+
+    Reference:
+        J. Howard and S. Ruder, Universal Language Model Fine-tuning for Text
+        Classification (2018), arXiv:1801.06146, section 3.2.
+    """
+    cls = next(
+        (ours for name, ours in _CLASSES.items() if _is(optimizer, name, ours)), None
+    )
+    if cls is None:
+        reject("optimizer", optimizer, f"one of Keras's {', '.join(_CLASSES)}")
+    config = optimizer.get_config()
+    if isinstance(rates, slice):
+        low, high = _check_slice(rates)
+        config["multipliers"] = low / high
+        if not has_schedule(optimizer):
+            config["learning_rate"] = high
+    else:
+        config["multipliers"] = _check_dict(rates)
+    copy = cls.from_config(config)
+    copy_exclusions(optimizer, copy)
+    if optimizer.built:
+        copy.build(updated_variables(optimizer))
+        carry_over(optimizer, copy)
+    return copy
+
+
+def _is(optimizer: Any, name: str, ours: type) -> bool:
+    """Whether an optimizer is Keras's of a name, ours of it, or a layer-wise one."""
+    cls = type(optimizer)
+    public = getattr(keras.optimizers, name)
+    return isinstance(optimizer, public) and (
+        cls is ours
+        or (cls.__name__ == name and cls.__module__.startswith(("keras.", __package__)))
+    )
+
+
+def _check_slice(rates: slice) -> tuple[float, float]:
+    expected = "slice(low, high) with 0 < low <= high"
+    if rates.start is None or rates.stop is None or rates.step is not None:
+        reject("rates", rates, expected)
+    low = check_positive("rates", rates.start)
+    high = check_positive("rates", rates.stop)
+    if low > high:
+        reject("rates", rates, expected)
+    return low, high
+
+
+def _check_dict(rates: Any) -> dict[str, float]:
+    if not isinstance(rates, Mapping):
+        reject("rates", rates, "a dict from layers to multipliers, or a slice of rates")
+    checked = {}
+    for key, value in rates.items():
+        if isinstance(key, Layer):
+            key = re.escape(key.name)
+        if not isinstance(key, str):
+            reject("rates", key, "a dict whose keys are layers or regular expressions")
+        try:
+            re.compile(key)
+        except re.error as error:
+            reject("rates", key, f"a dict of regular expressions ({error})")
+        checked[key] = check_positive("rates", value, allow_zero=True)
+    return checked
+
+
+def _by_depth(variables: list[Any], lowest: float) -> Iterator[float]:
+    """The factor of each variable, from that of the lowest layer up to 1."""
+    layers = [variable.path.rpartition("/")[0] for variable in variables]
+    depth = {path: number for number, path in enumerate(dict.fromkeys(layers))}
+    top = max(len(depth) - 1, 1)
+    for path in layers:
+        yield lowest ** (1 - depth[path] / top) if len(depth) > 1 else 1.0
+
+
+def _by_name(variables: list[Any], multipliers: dict[str, float]) -> Iterator[float]:
+    """The factor of each variable by the names of what is around it."""
+    names: dict[int, set[str]] = {id(v): {v.path} for v in variables}
+    known = {name for given in names.values() for name in given}
+    # An optimizer is told the variables alone, whose paths do not name the models that
+    # a layer stands in.
+    for layer in live_layers():
+        own = {layer.name, getattr(layer, "path", None) or layer.name}
+        if layer.weights:
+            known |= own
+        for weight in layer.weights:
+            if id(weight) in names:
+                names[id(weight)] |= own
+    for pattern in multipliers:
+        if not any(re.fullmatch(pattern, name) for name in known):
+            reject("rates", pattern, "such that each key means a layer or a variable")
+    for variable in variables:
+        yield next(
+            (
+                factor
+                for pattern, factor in multipliers.items()
+                if any(re.fullmatch(pattern, name) for name in names[id(variable)])
+            ),
+            1.0,
+        )

@@ -1,0 +1,140 @@
+"""Train a new head, then the whole model."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._compat import sync_state
+from keras_trainkit._freezing import Start, restore_flags, trainable_flags
+from keras_trainkit._select import Selector
+from keras_trainkit.callbacks import OneCycle
+from keras_trainkit.optimizers import _exchange, layerwise
+from keras_trainkit.transfer._freeze import freeze, unfreeze
+
+
+def fine_tune(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    epochs: int,
+    freeze_epochs: int = 1,
+    learning_rate: float | None = None,
+    lr_mult: float = 100.0,
+    head: Selector | Sequence[Selector] | None = None,
+    batch_norm: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    **kwargs: Any,
+) -> keras.callbacks.History:
+    """Fine-tune a pretrained model: first its new head, then all of it.
+
+    As fast.ai does. The body is frozen and the head trained for `freeze_epochs` on a
+    cycle that rises nearly to its end; then everything is trained for `epochs` on a
+    second cycle, up to half the rate in the highest layer, and down to a `lr_mult`-th
+    of that in the lowest, with a constant ratio in between. Both are plain `fit`s; what
+    other layers there are that are frozen trains too in the second.
+
+    Args:
+        model: The model, compiled, with a fresh head: see `replace_head`.
+        x: The inputs, or whatever else `fit` takes.
+        y: The targets.
+        epochs: Epochs for the whole model.
+        freeze_epochs: Epochs for the head alone; 0 for none.
+        learning_rate: The highest rate of the first cycle; by default the optimizer's
+            own. `kt.find_lr` finds one.
+        lr_mult: How much faster the highest layer learns than the lowest, >= 1.
+        head: What to train first, as in `kt.transfer.unfreeze`; by default the last
+            layer with weights.
+        batch_norm: Whether the BatchNorms of the body train in the second fit; with
+            False they keep their statistics and scales, the better for small batches.
+        callbacks: For both fits.
+        **kwargs: For both fits: `batch_size`, `validation_data`, ….
+
+    Returns:
+        The `History` of both, with the epochs in a row.
+
+    Raises:
+        ValueError: If an argument is wrong or the model is not compiled. Whatever is
+            raised, the model is left as it was: weights, optimizer and `trainable`.
+
+    Example:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> trained = kt.models.build_mlp((8,), num_classes=10)
+        >>> model = kt.transfer.replace_head(trained, 3)
+        >>> model.compile("adam", "sparse_categorical_crossentropy")
+        >>> x, y = np.ones((64, 8), "float32"), np.zeros(64, "int32")
+        >>> history = kt.transfer.fine_tune(model, x, y, epochs=2, verbose=0)
+        >>> history.epoch
+        [0, 1, 2]
+
+    Reference:
+        J. Howard and S. Gugger, fastai: A Layered API for Deep Learning (2020),
+        arXiv:2002.04688; `Learner.fine_tune`.
+    """
+    check_integer("epochs", epochs, minimum=1)
+    check_integer("freeze_epochs", freeze_epochs, minimum=0)
+    lr_mult = check_positive("lr_mult", lr_mult)
+    if lr_mult < 1:
+        reject("lr_mult", lr_mult, "a number >= 1")
+    for name in ("epochs", "initial_epoch"):
+        if name in kwargs:
+            reject(name, kwargs[name], "left out: each part has its own epochs")
+    if not isinstance(model, keras.Model) or not model.compiled:
+        reject("model", getattr(model, "name", model), "a compiled model")
+    rate = _rate(model, learning_rate)
+
+    def train(epochs: int, max_lr: float, **cycle: Any) -> keras.callbacks.History:
+        cycles = [*callbacks, OneCycle(max_lr, **cycle)]
+        return model.fit(x, y, epochs=epochs, callbacks=cycles, **kwargs)
+
+    original = _exchange.core_optimizer(model)
+    flags = trainable_flags(model)
+    weights = [np.array(w) for w in model.get_weights()]
+    histories = []
+    try:
+        _exchange.install(model, _exchange.fresh_copy(model))
+        if freeze_epochs:
+            since: Start | None = -1 if head is None else None
+            freeze(model)
+            unfreeze(model, head, since=since)
+            # fast.ai's `pct_start` for the frozen part, and `div` for the other.
+            histories.append(train(freeze_epochs, rate, pct_start=0.99))
+        unfreeze(model, batch_norm=batch_norm)
+        top = rate / 2
+        plain = _exchange.core_optimizer(model)
+        _exchange.install(model, layerwise(plain, slice(top / lr_mult, top)))
+        histories.append(train(epochs, top, pct_start=0.3, div_factor=5.0))
+    except BaseException:
+        sync_state(model)
+        restore_flags(flags)
+        model.set_weights(weights)
+        _exchange.install(model, original)
+        raise
+    _exchange.give_back(model, original)
+    return _joined(histories)
+
+
+def _rate(model: keras.Model, learning_rate: float | None) -> float:
+    if learning_rate is not None:
+        return check_positive("learning_rate", learning_rate)
+    optimizer = _exchange.core_optimizer(model)
+    if _exchange.has_schedule(optimizer):
+        reject("learning_rate", None, "a number where the optimizer has a schedule")
+    return float(optimizer.learning_rate)
+
+
+def _joined(histories: list[keras.callbacks.History]) -> keras.callbacks.History:
+    """The last history, after the epochs of the one before it."""
+    last = histories[-1]
+    before = histories[:-1]
+    lengths = [len(history.epoch) for history in before]
+    for name in last.history:
+        for history, length in zip(before, lengths, strict=True):
+            values = history.history.get(name, [math.nan] * length)
+            last.history[name] = [*values, *last.history[name]]
+    last.epoch = list(range(sum(lengths) + len(last.epoch)))
+    return last

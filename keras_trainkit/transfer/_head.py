@@ -1,0 +1,148 @@
+"""A new head for a trained model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import layers
+from keras.layers import Layer
+
+from keras_trainkit import _graph
+from keras_trainkit._checks import check_integer, reject
+
+# What may stand behind the last Dense of a head.
+_BEHIND = (
+    layers.Activation,
+    layers.Softmax,
+    layers.ReLU,
+    layers.Dropout,
+    layers.Rescaling,
+    layers.Identity,
+)
+_POOLING = {
+    3: layers.GlobalAveragePooling1D,
+    4: layers.GlobalAveragePooling2D,
+    5: layers.GlobalAveragePooling3D,
+}
+
+
+def replace_head(
+    model: keras.Model,
+    units: int | Layer | Sequence[Layer],
+    activation: Any = None,
+    *,
+    share_weights: bool = False,
+    name: str = "head",
+) -> keras.Model:
+    """A model with another head on the same body.
+
+    If the model ends in a `Dense` layer, that is the head: the new one takes its place,
+    and activations, softmax and dropout behind it go. A model that ends in something
+    else is a body without a head: the new one goes on top, after a global average
+    pooling if there are axes besides batch and channels.
+
+    Args:
+        model: A Functional or built Sequential model with one output; models inside it
+            are opened up. Its weights and what it is compiled with stay as they are.
+        units: Number of outputs; or the new head itself, a layer or a list of layers,
+            which are put on what the old one was on, as they are.
+        activation: Activation of the new head; None is that of the old one (or of what
+            came behind it), linear where there was none.
+        share_weights: False: the new model is a copy, and training it leaves `model`
+            alone. True: both have the same layers, so that training one changes the
+            other, and `trainable` holds for both.
+        name: The name of the new `Dense` layer.
+
+    Returns:
+        The new model, not compiled. It is of the same kind, and what was frozen is.
+
+    Raises:
+        ValueError: If an argument is wrong, or a softmax over a single unit, which is 1
+            whatever its input, would result.
+
+    Example:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((8,), num_classes=10)
+        >>> new = kt.transfer.replace_head(model, 3)
+        >>> new.output_shape, new.layers[-1].activation.__name__
+        ((None, 3), 'softmax')
+        >>> binary = kt.transfer.replace_head(model, 1, "sigmoid")
+    """
+    _graph.check_graph(model)
+    graph = _graph.read(model)
+    if len(graph.outputs) != 1:
+        reject("model", f"{len(graph.outputs)} outputs", "a model with one output")
+    old, behind = _old_head(graph)
+    head = _new_head(units, activation, old, behind, name)
+
+    def replacement(layer: Any) -> Any:
+        if layer in behind:
+            return _graph.REMOVED
+        if layer is old:
+            return head[0]
+        return layer if share_weights else None
+
+    body, _ = _graph.rebuild(model, replacement)
+    rest = head if old is None else head[1:]
+    if old is None:
+        rank = len(body.outputs[0].shape)
+        if rank in _POOLING:
+            rest = [_POOLING[rank](), *rest]
+        elif rank != 2:
+            reject("model", body.output_shape, "a model whose output has 2 to 5 axes")
+    if not rest:
+        return body
+    if isinstance(body, keras.Sequential):
+        for layer in rest:
+            body.add(layer)
+        return body
+    (x,) = body.outputs
+    for layer in rest:
+        x = layer(x)
+    return keras.Model(body.input, x, name=body.name)
+
+
+def _old_head(graph: _graph.Graph) -> tuple[Layer | None, list[Layer]]:
+    """The Dense layer that a model ends in, and what stands behind it."""
+    behind = []
+    call = graph.outputs[0].producer
+    while call is not None and isinstance(call.layer, _BEHIND):
+        behind.append(call.layer)
+        call = call.inputs[0].producer
+    if call is not None and isinstance(call.layer, layers.Dense):
+        if len(graph.calls_of(call.layer)) > 1:
+            reject("model", call.layer.name, "a model whose last layer is not shared")
+        return call.layer, behind
+    return None, []
+
+
+def _new_head(units, activation, old, behind, name) -> list[Layer]:
+    """The layers of the new head."""
+    given = [units] if isinstance(units, Layer) else units
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if not given or not all(isinstance(layer, Layer) for layer in given):
+            reject("units", units, "an integer, a layer or a list of layers")
+        if activation is not None:
+            reject("activation", activation, "None where `units` is a layer")
+        return list(given)
+    check_integer("units", units, minimum=1)
+    if activation is None:
+        activation = _old_activation(old, behind)
+    activation = keras.activations.get(activation)
+    if units == 1 and activation is keras.activations.softmax:
+        reject("activation", "softmax", 'another for a single unit, such as "sigmoid"')
+    # float32 whatever the policy: see `build_mlp`.
+    return [layers.Dense(units, activation=activation, name=name, dtype="float32")]
+
+
+def _old_activation(old: Layer | None, behind: list[Layer]) -> Any:
+    if old is None:
+        return None
+    for layer in behind:
+        if isinstance(layer, layers.Softmax):
+            return "softmax"
+        if isinstance(layer, layers.ReLU):
+            return "relu"
+        if isinstance(layer, layers.Activation):
+            return layer.activation
+    return old.activation
