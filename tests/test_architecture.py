@@ -23,15 +23,8 @@ LEVELS = [
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Imported when they are needed, by those who have them.
-OPTIONAL = {
-    "tensorflow",
-    "jax",
-    "torch",
-    "sklearn",
-    "matplotlib",
-    "tf_keras",
-    "onnx",
-} | {"keras_tuner"}
+OPTIONAL = {"tensorflow", "jax", "torch", "sklearn", "matplotlib", "tf_keras", "onnx"}
+OPTIONAL.add("keras_tuner")
 
 
 def topic(path):

@@ -9,7 +9,7 @@ import keras_trainkit as kt
 keras_tuner = pytest.importorskip("keras_tuner")
 pytestmark = [
     # KerasTuner's own, and Keras's when it reads a trial's weights without its slots.
-    pytest.mark.filterwarnings("ignore:currentThread:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:keras_tuner"),
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optimizer"),
 ]
 

@@ -69,7 +69,7 @@ def hypermodel(
         T. O'Malley et al., KerasTuner (2019), https://keras.io/keras_tuner.
     """
     names = [preset] if isinstance(preset, str) else list(preset)
-    for name in names or [None]:
+    for name in names or [""]:
         check_choice("preset", name, PRESETS)
         PRESETS[name].override(**overrides)
     for argument, bounds in {"num_layers": num_layers, "units": units}.items():
