@@ -109,7 +109,8 @@ class DeploymentReport:
         table = [f"| {line} |" for line in lines]
         return "\n".join([*table, "", *notes, *([""] if notes else []), *facts])
 
-    __repr__ = summary = to_markdown
+    # The last is what a notebook shows.
+    __repr__ = summary = _repr_markdown_ = to_markdown
 
     def to_json(self) -> str:
         """Everything as JSON."""

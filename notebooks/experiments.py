@@ -1,0 +1,123 @@
+"""What the notebooks share: how long to train, runs over seeds, tables of results."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import keras
+import numpy as np
+
+# Set by `build.py --quick`: everything runs, on little data and for few epochs, to show
+# that it does; the figures then mean nothing.
+QUICK = bool(os.environ.get("KERAS_TRAINKIT_QUICK"))
+SEEDS = (0,) if QUICK else (0, 1, 2)
+
+
+def epochs(number: int) -> int:
+    """The number of epochs, or fewer to be quick."""
+    return min(number, 2) if QUICK else number
+
+
+def shorten(data, rows: int = 512):
+    """The data set, or a few rows of each part to be quick."""
+    if not QUICK:
+        return data
+    parts = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
+    return replace(data, **{part: getattr(data, part)[:rows] for part in parts})
+
+
+def conditions() -> str:
+    """On what, and with what, this runs."""
+    backend = keras.backend.backend()
+    devices = ", ".join(sorted({name.split(":")[0] for name in _devices()}))
+    note = " **A quick run: its figures mean nothing.**" if QUICK else ""
+    return (
+        f"Keras {keras.__version__} on {backend}, {devices} ({os.cpu_count()} cores), "
+        f"Python {platform.python_version()}.{note}"
+    )
+
+
+def _devices() -> list[str]:
+    return keras.distribution.list_devices() or ["cpu"]
+
+
+@dataclass
+class Run:
+    """One training."""
+
+    model: keras.Model
+    history: dict[str, list[float]]
+    seconds: float
+
+    @property
+    def score(self) -> float:
+        """Validation accuracy after the last epoch."""
+        return self.history["val_accuracy"][-1]
+
+    @property
+    def best(self) -> float:
+        """Validation accuracy after the epoch with the lowest validation loss."""
+        epoch = int(np.argmin(self.history["val_loss"]))
+        return self.history["val_accuracy"][epoch]
+
+
+def train(
+    make: Callable[[], keras.Model],
+    data,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    callbacks: Callable[[], list] = list,
+    seeds: Sequence[int] = SEEDS,
+) -> list[Run]:
+    """Train the model that `make` returns, compiled, once for each seed."""
+    runs = []
+    for seed in seeds:
+        keras.utils.set_random_seed(seed)
+        model = make()
+        start = time.perf_counter()
+        history = model.fit(
+            *data.train,
+            batch_size=batch_size,
+            epochs=epochs,
+            validation_data=data.validation,
+            callbacks=callbacks(),
+            verbose=0,
+        )
+        runs.append(Run(model, history.history, time.perf_counter() - start))
+    return runs
+
+
+@dataclass
+class Table:
+    """Accuracies over seeds beside published ones; a notebook shows it as a table."""
+
+    published_is: str = "published"
+    over: str = "seeds"
+    rows: list[tuple[str, str, str, str]] = field(default_factory=list)
+    repeats: int = 0
+
+    def add(
+        self,
+        name: str,
+        scores: Sequence[float | Run],
+        epochs: int | str,
+        published: str = "",
+    ) -> None:
+        """Add a row: the scores, one for each seed, in `[0, 1]`."""
+        values = [s.score if isinstance(s, Run) else float(s) for s in scores]
+        spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+        mean = f"{100 * np.mean(values):.1f}{spread}"
+        self.repeats = len(values)
+        self.rows.append((name, str(epochs), mean, published))
+
+    def _repr_markdown_(self) -> str:
+        lines = [
+            f"| | epochs | accuracy, % | {self.published_is} |",
+            "|---|---|---|---|",
+            *("| " + " | ".join(row) + " |" for row in self.rows),
+        ]
+        note = f"Mean ± standard deviation over {self.repeats} {self.over}."
+        return "\n".join([*lines, "", f"{note} {conditions()}"])
