@@ -38,7 +38,7 @@ class MaxNorm(keras.constraints.Constraint):
     Raises:
         ValueError: If `max_value` is not positive or `axis` is none of these.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> kernel = np.ones((3, 3, 4, 2), "float32")  # of a Conv2D: norms of 6
         >>> bound = keras.ops.convert_to_numpy(kt.constraints.MaxNorm(1.5)(kernel))

@@ -132,7 +132,7 @@ def load(
         ValueError: If an argument is wrong or a file is damaged.
         FileNotFoundError: If the data cannot be found; it says what to do.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> kt.datasets.load("digits", validation=0.2)
         Dataset('digits': 1150 train, 288 validation, 359 test images of shape

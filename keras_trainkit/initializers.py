@@ -53,7 +53,7 @@ def lsuv(
         ValueError: If an argument is wrong, the model has no such layer, or a layer's
             outputs are all the same or not finite; the model is then as it was.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3)
         >>> x = 5 * np.random.default_rng(0).normal(size=(256, 20)).astype("float32")
@@ -104,7 +104,7 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
         ValueError: If the model has no such layer; or from `adapt`, and the model is
             then as it was.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = keras.Sequential([
         ...     keras.Input((4,)),

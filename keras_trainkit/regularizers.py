@@ -29,7 +29,7 @@ class Lp(keras.regularizers.Regularizer):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> float(kt.regularizers.Lp(3, 0.5)(np.array([1.0, -2.0], "float32")))
         4.5
@@ -71,7 +71,7 @@ class Orthogonality(keras.regularizers.Regularizer):
     Raises:
         ValueError: If `strength` is negative or not finite.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> penalty = kt.regularizers.Orthogonality(0.5)
         >>> float(penalty(np.eye(3, dtype="float32")))
@@ -135,7 +135,7 @@ def apply(
         ValueError: If the model is not built, nothing is to be applied, `where` is no
             regular expression, or it selects no kernel; the model is then as it was.
 
-    Example:
+    Examples:
         >>> import keras, keras_trainkit as kt
         >>> model = keras.Sequential([
         ...     keras.Input((4,)),

@@ -47,7 +47,7 @@ def to_tf_keras(model: keras.Model) -> Any:
         RuntimeError: If the outputs of the two for random inputs differ by more than
             rounding.
 
-    Example:
+    Examples:
         ```python
         converted = kt.tfmot.to_tf_keras(model)
         pruned = tfmot.sparsity.keras.prune_low_magnitude(converted)

@@ -3,6 +3,8 @@
 import doctest
 import inspect
 import pkgutil
+import re
+from pathlib import Path
 
 import keras
 import pytest
@@ -72,6 +74,24 @@ def test_public_name_is_documented(path):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         assert f"{name}:" in documented, name
+
+
+def test_the_reference_has_every_public_name():
+    """And no others, which would stop the building of the site."""
+    listed = set()
+    for page in (Path(__file__).parents[1] / "docs" / "api").glob("*.md"):
+        for topic, members in re.findall(
+            r"^::: keras_trainkit\.(\w+)$(.*?)(?=^:::|\Z)",
+            page.read_text(encoding="utf-8"),
+            flags=re.MULTILINE | re.DOTALL,
+        ):
+            names = re.findall(r"^ {8}- (\w+)$", members, flags=re.MULTILINE)
+            listed |= {f"kt.{topic}.{name}" for name in names}
+    others = {"kt.find_lr", "kt.lr_sweep"}
+    assert set(PUBLIC) - others == listed - {
+        "kt.models.PRESETS",
+        "kt.callbacks.LRFinder",
+    }
 
 
 @pytest.mark.parametrize("module", list(modules()), ids=lambda m: m.__name__)

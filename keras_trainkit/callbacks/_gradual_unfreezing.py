@@ -50,7 +50,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         ValueError: If an argument is wrong; from `fit`, if an entry means no layer, or
             nothing trains in its first epoch.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((8,), 3, hidden_units=(4, 4))
         >>> model.compile("adam", "sparse_categorical_crossentropy")

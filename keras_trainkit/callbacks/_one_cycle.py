@@ -44,7 +44,7 @@ class OneCycle(ScheduleCallback):
         ValueError: If an argument is wrong; from `fit`, if the number of batches is
             not known and `total_steps` is not given.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss="mse")

@@ -41,7 +41,7 @@ class PlateauSchedule(ScheduleCallback):
     Raises:
         ValueError: If an argument is wrong, or if the logs lack `monitor`.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile(keras.optimizers.SGD(0.5), loss="mse")

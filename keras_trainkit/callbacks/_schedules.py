@@ -23,7 +23,7 @@ class ApplySchedule(ScheduleCallback):
     Args:
         schedule: A `LearningRateSchedule`, of `kt.schedules` or Keras's, of the batch.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("adam", loss="mse")
@@ -122,7 +122,7 @@ class PiecewiseConstantSchedule(_EpochSchedule):
             are rounded to a batch.
         values: The rates, one more than the boundaries.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", loss="mse")

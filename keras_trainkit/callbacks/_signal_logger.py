@@ -29,7 +29,7 @@ class SignalLogger(keras.callbacks.Callback):
     Raises:
         ValueError: If `every` is not an integer >= 1.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
         >>> model = kt.models.PRESETS["default"].compile(model)

@@ -76,7 +76,7 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
     Raises:
         ValueError: If the model is not built.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3, preset="self_normalizing")
         >>> x = np.random.default_rng(0).normal(size=(256, 20)).astype("float32")

@@ -114,7 +114,7 @@ def signal_report(
     Raises:
         ValueError: If the model is not built, or not compiled where `y` is given.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3)
         >>> report = kt.diagnostics.signal_report(model, np.ones((8, 20), "float32"))

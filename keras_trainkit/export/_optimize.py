@@ -65,7 +65,7 @@ def optimize_for_inference(
         ValueError: If an argument is wrong.
         RuntimeError: If the outputs differ by more than the dtype's rounding.
 
-    Example:
+    Examples:
         >>> import keras, keras_trainkit as kt
         >>> model = keras.Sequential([
         ...     keras.Input((8, 8, 3)),

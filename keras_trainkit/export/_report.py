@@ -156,7 +156,7 @@ def deployment_report(
         ValueError: If there are no variants, or one is not of these kinds.
         FileNotFoundError: If a file is not there.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3)
         >>> pruned = kt.pruning.prune_once(model, 0.9)

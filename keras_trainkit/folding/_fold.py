@@ -70,7 +70,7 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
         RuntimeError: If the folded model's outputs differ from the model's by more than
             rounding.
 
-    Example:
+    Examples:
         >>> import keras, keras_trainkit as kt
         >>> model = keras.Sequential([
         ...     keras.Input((4,)),

@@ -23,7 +23,7 @@ def strip_weight_normalization(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: If the model is neither, or has no such layer.
 
-    Example:
+    Examples:
         >>> import keras, keras_trainkit as kt
         >>> model = keras.Sequential([
         ...     keras.Input((4,)),

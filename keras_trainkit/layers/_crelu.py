@@ -26,7 +26,7 @@ class CReLU(keras.layers.Layer):
     Raises:
         ValueError: If the input has no axis `axis`, or no channels.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> y = kt.layers.CReLU()(np.array([[1.0, -2.0]], "float32"))
         >>> keras.ops.convert_to_numpy(y).tolist()

@@ -35,7 +35,7 @@ class LocalResponseNormalization(keras.layers.Layer):
     Raises:
         ValueError: If an argument is out of its range, or the input has no channels.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> layer = kt.layers.LocalResponseNormalization(size=3, alpha=3, beta=1, k=1)
         >>> y = layer(np.array([[1.0, 1.0, 0.0, 1.0]], "float32"))

@@ -39,7 +39,7 @@ class MCDropout(_Dropping, keras.layers.Dropout):
         inputs: Input tensor of any rank.
         training: Ignored.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> layer = kt.layers.MCDropout(0.5, seed=0)
         >>> y = layer(np.ones((1, 1000), "float32"), training=False)

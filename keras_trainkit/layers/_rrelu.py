@@ -32,7 +32,7 @@ class RReLU(keras.layers.Layer):
     Raises:
         ValueError: If a slope is not finite, or `upper` is below `lower`.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> layer = kt.layers.RReLU(lower=0.25, upper=0.75)
         >>> y = layer(np.array([-1.0, 2.0], "float32"))

@@ -47,7 +47,7 @@ class WeightNormalization(keras.layers.Wrapper):
     Raises:
         ValueError: If the layer has no kernel, or the input has no features.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> layer = kt.layers.WeightNormalization(keras.layers.Dense(2))
         >>> x = np.ones((1, 3), "float32")

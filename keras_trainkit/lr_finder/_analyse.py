@@ -85,7 +85,7 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
     Raises:
         ValueError: If the arrays do not fit, or have fewer than 10 points.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> lrs = np.logspace(-6, 0, 60)
         >>> losses = 2 - np.tanh(np.log10(lrs) + 3)  # steepest at 1e-3

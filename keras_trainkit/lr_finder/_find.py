@@ -67,7 +67,7 @@ def find_lr(
     Raises:
         ValueError: If an argument is wrong or the model is not compiled.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(256, 8)).astype("float32")
@@ -137,7 +137,7 @@ class LRFinder(keras.callbacks.Callback):
         ValueError: If an argument is wrong; at the beginning of the fit, if it has
             fewer than 10 steps.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(256, 8)).astype("float32")

@@ -77,7 +77,7 @@ def lr_sweep(
     Raises:
         ValueError: If a rate is not positive, or there is none.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
         >>> def build():

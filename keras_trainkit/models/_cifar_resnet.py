@@ -34,7 +34,7 @@ def build_cifar_resnet(
     Raises:
         ValueError: If an argument is wrong.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_cifar_resnet(depth=20)
         >>> f"{model.count_params() / 1e6:.2f}M parameters"

@@ -51,7 +51,7 @@ def hypermodel(
         ValueError: If an argument is wrong.
         ImportError: If KerasTuner is not installed.
 
-    Example:
+    Examples:
         ```python
         import keras_tuner
 

@@ -43,7 +43,7 @@ def build_mlp(
         ValueError: If an argument is wrong, or an override breaks the preset (such as
             BatchNorm in a self-normalizing network).
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((28, 28), 10)
         >>> model.output_shape, model.count_params()

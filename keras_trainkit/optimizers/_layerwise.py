@@ -129,7 +129,7 @@ def layerwise(
     Raises:
         ValueError: If an argument is wrong; when it is built, if a key means nothing.
 
-    Example:
+    Examples:
         >>> import keras, keras_trainkit as kt
         >>> model = kt.models.build_mlp((8,), 3)
         >>> adam = keras.optimizers.Adam(1e-3)

@@ -163,7 +163,7 @@ class SGD(ScheduledMomentum, backend_class(keras.optimizers.SGD)):  # type: igno
         nesterov: Whether to apply Nesterov momentum.
         **kwargs: As in `keras.optimizers.SGD`.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> optimizer = kt.optimizers.SGD(
         ...     kt.schedules.OneCycle(0.1, total_steps=100),
@@ -190,7 +190,7 @@ class Adam(ScheduledBeta, backend_class(keras.optimizers.Adam)):  # type: ignore
         beta_1: A float or a `LearningRateSchedule` of the batches seen.
         **kwargs: As in `keras.optimizers.Adam`.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> momentum = kt.schedules.OneCycleMomentum(total_steps=100)
         >>> round(float(kt.optimizers.Adam(1e-3, beta_1=momentum).beta_1), 4)

@@ -133,7 +133,7 @@ def prune_channels(
         ValueError: If an argument is wrong, nothing can be cut, or the target is out of
             reach.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3, hidden_units=(64, 32))
         >>> result = kt.pruning.prune_channels(model, 0.5, batch_size=None)

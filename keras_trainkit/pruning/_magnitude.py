@@ -73,7 +73,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         ValueError: If an argument is wrong; in `fit`, before the first step, if
             `end_step` lies beyond its end.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3)
         >>> model.compile("adam", "sparse_categorical_crossentropy")

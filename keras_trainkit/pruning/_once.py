@@ -38,7 +38,7 @@ def prune_once(
     Raises:
         ValueError: If an argument is wrong.
 
-    Example:
+    Examples:
         >>> import keras, keras_trainkit as kt
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> pruned = kt.pruning.prune_once(model, 0.75)

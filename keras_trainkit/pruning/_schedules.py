@@ -46,7 +46,7 @@ class PolynomialSparsity(Sparsity):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> sparsity = kt.pruning.PolynomialSparsity(0.2, 0.8, 100, 110)
         >>> [round(float(sparsity(step)), 4) for step in (100, 102, 105, 110)]
@@ -96,7 +96,7 @@ class ConstantSparsity(Sparsity):
     Raises:
         ValueError: If an argument is out of its range.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> sparsity = kt.pruning.ConstantSparsity(0.5, begin_step=10)
         >>> [float(sparsity(step)) for step in (9, 10, 20)]

@@ -27,7 +27,7 @@ class Lambda(LearningRateSchedule):
             `keras.ops`. To be saved with a model it must be registered with
             `keras.saving.register_keras_serializable`.
 
-    Example:
+    Examples:
         >>> from keras import ops
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Lambda(lambda t: 0.5 * ops.cast(t, "float32"))
@@ -64,7 +64,7 @@ class Delay(LearningRateSchedule):
         schedule: The schedule.
         steps: Step at which it begins; negative if it is under way at step 0.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Delay(kt.schedules.Linear(1.0, 0.0, 4), 10)
         >>> [float(schedule(step)) for step in (0, 10, 12, 14)]
@@ -94,7 +94,7 @@ class Warmup(LearningRateSchedule):
         warmup_steps: Length of the warm-up.
         start_factor: Fraction of the schedule's first rate at step 0, in `[0, 1]`.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Warmup(kt.schedules.Linear(1.0, 0.0, 10), 4)
         >>> [float(schedule(step)) for step in (0, 1, 4, 9)]
@@ -152,7 +152,7 @@ class Sequential(_Several):
         schedules: The schedules, in order.
         boundaries: Steps at which the second, the third, … begins, increasing.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Sequential(
         ...     [kt.schedules.Constant(2.0), kt.schedules.Linear(1.0, 0.0, 4)], [10]
@@ -192,7 +192,7 @@ class Chained(_Several):
     Args:
         schedules: The schedules; give those that act as factors the initial value 1.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Chained(
         ...     [kt.schedules.Linear(1.0, 0.0, 4), kt.schedules.Step(1.0, 2, 0.5)]

@@ -32,7 +32,7 @@ class Cyclic(LearningRateSchedule):
         mode: `"triangular"`, `"triangular2"` or `"exp_range"`.
         gamma: Factor per step for `"exp_range"`, in `(0, 1]`.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Cyclic(1.0, 5.0, 4, mode="triangular2")
         >>> [float(schedule(step)) for step in (0, 2, 4, 6, 8, 12)]

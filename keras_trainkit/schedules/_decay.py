@@ -23,7 +23,7 @@ class Power(LearningRateSchedule):
         steps: Steps until `1 / 2 ** power` of the rate is left.
         power: The exponent, more than 0.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Power(0.01, steps=10)
         >>> [round(float(schedule(step)), 7) for step in (0, 10, 20, 30)]
@@ -55,7 +55,7 @@ class NaturalExponential(LearningRateSchedule):
         decay_steps: Steps in which the rate falls by the factor `exp(-decay_rate)`.
         decay_rate: Nepers per `decay_steps`, more than 0.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.NaturalExponential(1.0, 100, 0.5)
         >>> [round(float(schedule(step)), 6) for step in (0, 100, 200)]
@@ -91,7 +91,7 @@ class Step(LearningRateSchedule):
         step_size: Steps between two falls.
         gamma: Factor of a fall, more than 0.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Step(1.0, step_size=10, gamma=0.5)
         >>> [float(schedule(step)) for step in (0, 9, 10, 20)]
@@ -129,7 +129,7 @@ class MultiStep(LearningRateSchedule):
         milestones: Steps at which the rate falls, increasing.
         gamma: Factor of a fall, more than 0.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.MultiStep(1.0, [10, 30], gamma=0.5)
         >>> [float(schedule(step)) for step in (9, 10, 29, 30)]
@@ -166,7 +166,7 @@ class Linear(LearningRateSchedule):
         final: Rate from step `steps` on.
         steps: Length of the line.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Linear(1.0, 0.0, steps=4)
         >>> [float(schedule(step)) for step in (0, 1, 4, 9)]
@@ -196,7 +196,7 @@ class Constant(LearningRateSchedule):
     Args:
         value: The value, at least 0.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> float(kt.schedules.Constant(0.25)(1000))
         0.25

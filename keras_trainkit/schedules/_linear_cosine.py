@@ -26,7 +26,7 @@ class LinearCosine(LearningRateSchedule):
         alpha: Added to the linear part.
         beta: Added to the product, in units of `initial`.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.LinearCosine(1.0, steps=100, beta=0.0)
         >>> [round(float(schedule(step)), 4) for step in (0, 50, 100)]
@@ -90,7 +90,7 @@ class NoisyLinearCosine(LinearCosine):
         beta: Added to the product, in units of `initial`.
         seed: Integer seed of the noise.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.NoisyLinearCosine(1.0, steps=100, seed=1)
         >>> float(schedule(7)) == float(schedule(7)) != float(schedule(8))

@@ -83,7 +83,7 @@ class OneCycle(_Cycle):
     Returns:
         The rate of a step, a float32 scalar.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.OneCycle(
         ...     25.0, 10, div_factor=25, final_div_factor=2, anneal="linear"
@@ -149,7 +149,7 @@ class OneCycleMomentum(_Cycle):
     Returns:
         The momentum of a step, a float32 scalar.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.OneCycleMomentum(10, anneal="linear")
         >>> [round(float(schedule(step)), 4) for step in (0, 1, 2, 9)]

@@ -25,7 +25,7 @@ class Reducible(LearningRateSchedule):
         state: `(factor, best, wait, cooldown)`: the factor, the best value of the
             monitored quantity, the epochs since, and the epochs left to cool down.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> schedule = kt.schedules.Constant(0.5)
         >>> float(kt.schedules.Reducible(schedule, (0.5, 1.0, 0, 0))(3))

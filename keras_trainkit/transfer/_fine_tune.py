@@ -61,7 +61,7 @@ def fine_tune(
         ValueError: If an argument is wrong or the model is not compiled. Whatever is
             raised, the model is left as it was: weights, optimizer and `trainable`.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> trained = kt.models.build_mlp((8,), num_classes=10)
         >>> model = kt.transfer.replace_head(trained, 3)

@@ -46,7 +46,7 @@ def freeze(
     Raises:
         ValueError: If an argument is wrong or means no layer.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((8,), 3, hidden_units=(4, 4, 4))
         >>> len(kt.transfer.freeze(model, until=-1))  # all but the head
@@ -87,7 +87,7 @@ def unfreeze(
     Raises:
         ValueError: If an argument is wrong or means no layer.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((8,), 3, hidden_units=(4, 4, 4))
         >>> frozen = kt.transfer.freeze(model)

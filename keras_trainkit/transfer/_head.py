@@ -60,7 +60,7 @@ def replace_head(
         ValueError: If an argument is wrong, or a softmax over a single unit, which is 1
             whatever its input, would result.
 
-    Example:
+    Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((8,), num_classes=10)
         >>> new = kt.transfer.replace_head(model, 3)

@@ -55,7 +55,7 @@ def pretrain_autoencoder(
         ValueError: If an argument is wrong. Whatever is raised, the encoder is left as
             it was.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> encoder = keras.Sequential([
         ...     keras.Input((8, 8, 1)), keras.layers.Flatten(),

@@ -18,7 +18,7 @@ def nll(y_true: np.ndarray, probabilities: np.ndarray) -> float:
         The mean of `-log p(true class)`, lower is better; probabilities below the
         smallest float32 count as that.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> round(kt.uncertainty.nll(np.array([0, 1]), np.full((2, 2), 0.5)), 4)
         0.6931
@@ -38,7 +38,7 @@ def brier_score(y_true: np.ndarray, probabilities: np.ndarray) -> float:
     Returns:
         A number in `[0, 2]`, lower is better.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> kt.uncertainty.brier_score(np.array([0]), np.array([[0.5, 0.5]]))
         0.5
@@ -67,7 +67,7 @@ def expected_calibration_error(
     Returns:
         A number in `[0, 1]`, lower is better.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> p = np.array([[0.75, 0.25]] * 4)
         >>> kt.uncertainty.expected_calibration_error(np.array([0, 0, 0, 1]), p)
@@ -101,7 +101,7 @@ def adaptive_calibration_error(
     Returns:
         A number in `[0, 1]`, lower is better.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> p = np.array([[0.75, 0.25], [0.75, 0.25], [1.0, 0.0], [1.0, 0.0]])
         >>> labels = np.array([0, 1, 0, 0])
@@ -151,7 +151,7 @@ def reliability_curve(
     Returns:
         A `ReliabilityCurve`, for `kt.plots.reliability`.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> p = np.array([[0.75, 0.25]] * 4)
         >>> curve = kt.uncertainty.reliability_curve(np.array([0, 0, 1, 1]), p, 2)
@@ -182,7 +182,7 @@ class TemperatureScaling:
         temperature_: The temperature, after `fit`; above 1 where the model was too
             sure.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> logits = np.array([[4.0, 0.0]] * 4)  # 98% sure, and right in 3 of 4
         >>> scaling = kt.uncertainty.TemperatureScaling().fit(logits, [0, 0, 0, 1])
@@ -260,7 +260,7 @@ def rejection_curve(
         The rejected fractions `0, 1/n, ..., (n - 1)/n`, and the accuracy of the rest at
         each. Of rows that are equally uncertain the last are rejected first.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> p = np.array([[0.9, 0.1], [0.6, 0.4]])
         >>> rejected, accuracy = kt.uncertainty.rejection_curve(np.array([0, 1]), p)
@@ -292,7 +292,7 @@ def ood_auroc(inside: np.ndarray, outside: np.ndarray) -> float:
         outside input is less certain than an inside one, ties counted half. 1 is
         perfect, 0.5 is chance.
 
-    Example:
+    Examples:
         >>> import numpy as np, keras_trainkit as kt
         >>> kt.uncertainty.ood_auroc(np.array([0.1, 0.2]), np.array([0.2, 0.9]))
         0.875

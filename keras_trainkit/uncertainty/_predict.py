@@ -77,7 +77,7 @@ def mc_predict(
     Raises:
         ValueError: If an argument is wrong, or the model has no dropout.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
         >>> model = keras.Sequential([
         ...     keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)
