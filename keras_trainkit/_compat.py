@@ -79,6 +79,28 @@ def moving_averages(optimizer: keras.optimizers.Optimizer) -> dict[int, Any]:
     }
 
 
+@contextlib.contextmanager
+def averaging_only(
+    optimizer: keras.optimizers.Optimizer, variables: list[Any]
+) -> Iterator[None]:
+    """Lets an optimizer with `use_ema` average some of its variables alone.
+
+    It goes through all of them, whatever it updates. Tried on Keras 3.13 and 3.15.
+    """
+    averages = moving_averages(optimizer)
+    if not averages:
+        yield
+        return
+    some = [averages[id(variable)] for variable in variables]
+    with patched(
+        [
+            (optimizer, "_trainable_variables", variables),
+            (optimizer, "_model_variables_moving_average", some),
+        ]
+    ):
+        yield
+
+
 def set_saved_optimizer(model: keras.Model, optimizer: Any) -> None:
     """Make `optimizer` the one that the model's file names.
 
@@ -89,6 +111,18 @@ def set_saved_optimizer(model: keras.Model, optimizer: Any) -> None:
     saved = getattr(model, "_compile_config", None)
     if saved is not None and not hasattr(saved.config["optimizer"], "inner_optimizer"):
         saved.config["optimizer"] = optimizer
+
+
+def set_inner_optimizer(outer: Any, inner: keras.optimizers.Optimizer) -> None:
+    """Exchange what a `LossScaleOptimizer` wraps.
+
+    On JAX it goes through the gradients by the variables that it was built with itself,
+    and would drop those of others without a word. Tried on Keras 3.13 and 3.15.
+    """
+    outer.inner_optimizer = inner
+    if outer.built and inner.built:
+        # Not by `setattr`, which would make them the optimizer's own.
+        vars(outer)["_trainable_variables"] = updated_variables(inner)
 
 
 def torch_rng_state(state: Any = None) -> Any:

@@ -155,6 +155,44 @@ def test_with_layerwise_rates_and_steps_per_execution():
     assert model.optimizer.multipliers == {"low": 0.0, "middle": 0.5}
 
 
+@pytest.mark.parametrize("options", [{}, {"ema_overwrite_frequency": 6}])
+def test_moving_averages_of_what_trains(options):
+    """At the end the weights are their averages, those that stay frozen as they were.
+
+    By NumPy, with a rate that keeps the weights where they are and averages that start
+    at them, there is nothing to move; a wrong pairing or a start at zero moves much.
+    """
+    adam = keras.optimizers.Adam(1e-9, use_ema=True, ema_momentum=0.5, **options)
+    model = make_model(adam)
+    before = {k: v for k, v in weights(model).items() if "moving" not in k}
+    fit(model, 4, [kt.callbacks.GradualUnfreezing({0: "head", 1: "middle", 9: ".*"})])
+    after = weights(model)
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-5, err_msg=name)
+
+
+def test_mixed_precision_and_accumulated_gradients():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = make_model(keras.optimizers.SGD(0.1, momentum=0.9))
+        half = fit(model, 3, [kt.callbacks.GradualUnfreezing({0: "head", 1: ".*"})])
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    full = fit(
+        make_model(keras.optimizers.SGD(0.1, momentum=0.9)),
+        3,
+        [kt.callbacks.GradualUnfreezing({0: "head", 1: ".*"})],
+    )
+    assert half.history["loss"] == pytest.approx(full.history["loss"], rel=0.05)
+
+    model = make_model(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2))
+    before = weights(model)
+    fit(model, 2, [kt.callbacks.GradualUnfreezing({0: "head", 1: "middle|head"})])
+    moved = {k for k, v in weights(model).items() if not np.array_equal(v, before[k])}
+    assert moved >= {"head/kernel", "middle/kernel"}
+
+
 def test_backup_and_restore_resumes_in_the_right_stage(tmp_path):
     def callbacks():
         return [

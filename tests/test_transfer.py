@@ -372,6 +372,22 @@ class TestFineTune:
         assert 1e-4 < ratio[2] < 0.01
         assert ratio[4] > 0.5
 
+    def test_mixed_precision(self):
+        """Every layer gets its gradient, though the loss is scaled."""
+        keras.config.set_dtype_policy("mixed_float16")
+        try:
+            model = kt.models.build_mlp((8, 8, 1), 5, hidden_units=(16,))
+            model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+            watch = Watch()
+            kt.transfer.fine_tune(
+                model, *digits(range(5), 64), epochs=1, verbose=0, callbacks=[watch]
+            )
+        finally:
+            keras.config.set_dtype_policy("float32")
+        start, head, again, end = watch.seen
+        assert_equal(head[:-2], start[:-2])
+        assert not any(np.array_equal(a, b) for a, b in zip(again, end, strict=True))
+
     def test_what_raises_changes_nothing(self):
         x, y = digits(range(5), 64)
         model = kt.models.build_mlp((8, 8, 1), 5, normalization="batch")

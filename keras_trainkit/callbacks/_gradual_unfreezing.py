@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._compat import averaging_only, moving_averages, updated_variables
 from keras_trainkit._freezing import (
     Chain,
     is_batch_norm,
@@ -84,7 +87,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         # The epoch from which each layer trains.
         self._begins: list[tuple[float, Chain]] = []
         self._before: dict[Layer, bool] = {}
-        self._patched: keras.optimizers.Optimizer | None = None
+        self._patched: tuple[keras.optimizers.Optimizer, tuple[str, ...]] | None = None
+        self._updated: set[int] = set()
         self._training = False
 
     def set_model(self, model: keras.Model) -> None:
@@ -95,6 +99,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         """
         super().set_model(model)
         self._training = False
+        self._updated = set()
         self._begins = self._plan(weighted_layers(model))
         self._before = trainable_flags(model)
         self._set_stage(max(begin for begin, _ in self._begins))
@@ -125,7 +130,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._training = False
-        self._restore_apply()
+        self._restore_optimizer()
         # Where layers are left frozen the optimizer has slots that no file can take.
         _exchange.follow_trainable(self.model)
 
@@ -163,15 +168,18 @@ class GradualUnfreezing(keras.callbacks.Callback):
             set_trainable(self.model, chosen, value)
 
     def _accept_subset(self) -> None:
-        """Let the optimizer update some of the variables that it has slots for.
-
-        On JAX alone it wants them all.
-        """
-        self._restore_apply()
-        if keras.backend.backend() != "jax":
-            return
+        """Let the optimizer update some of the variables that it has slots for."""
+        self._restore_optimizer()
         optimizer = _exchange.core_optimizer(self.model)
         targets = self.model.trainable_variables
+        averages = moving_averages(optimizer)
+        for variable in updated_variables(optimizer):
+            if averages and id(variable) not in self._updated:
+                # As though the moving average had followed it while it was frozen. A
+                # copy, since JAX gives the old buffers up to the compiled step.
+                value = np.array(ops.convert_to_numpy(variable))
+                averages[id(variable)].assign(value)
+        self._updated = {id(variable) for variable in targets}
 
         def stateless_apply(optimizer_variables, grads, trainable_variables):
             state = optimizer.variables
@@ -179,20 +187,33 @@ class GradualUnfreezing(keras.callbacks.Callback):
                 *zip(targets, trainable_variables, strict=True),
                 *zip(state, optimizer_variables, strict=True),
             ]
-            with keras.StatelessScope(state_mapping=mapping) as scope:
+            with (
+                keras.StatelessScope(state_mapping=mapping) as scope,
+                averaging_only(optimizer, targets),
+            ):
                 optimizer.apply(grads, targets)
             return tuple(
                 [scope.get_current_value(variable) for variable in variables]
                 for variables in (targets, state)
             )
 
-        # Not by `setattr`, which Keras watches.
-        vars(optimizer)["stateless_apply"] = stateless_apply
-        self._patched = optimizer
+        def finalize_variable_values(variables):
+            with averaging_only(optimizer, targets):
+                type(optimizer).finalize_variable_values(optimizer, targets)
 
-    def _restore_apply(self) -> None:
+        patches: dict[str, Any] = {"finalize_variable_values": finalize_variable_values}
+        if keras.backend.backend() == "jax":
+            # There alone the optimizer wants a gradient for each of its variables.
+            patches["stateless_apply"] = stateless_apply
+        # Not by `setattr`, which Keras watches.
+        vars(optimizer).update(patches)
+        self._patched = optimizer, tuple(patches)
+
+    def _restore_optimizer(self) -> None:
         if self._patched is not None:
-            vars(self._patched).pop("stateless_apply", None)
+            optimizer, names = self._patched
+            for name in names:
+                vars(optimizer).pop(name, None)
             self._patched = None
 
 

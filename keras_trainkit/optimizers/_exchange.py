@@ -9,6 +9,7 @@ from keras_trainkit._checks import reject
 from keras_trainkit._compat import (
     backend_class,
     copy_exclusions,
+    set_inner_optimizer,
     set_saved_optimizer,
     step_counter,
     updated_variables,
@@ -98,7 +99,7 @@ def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optim
 def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
     """Make `optimizer` the one that updates the model's weights in the next step."""
     if hasattr(model.optimizer, "inner_optimizer"):
-        model.optimizer.inner_optimizer = optimizer
+        set_inner_optimizer(model.optimizer, optimizer)
     else:
         model.optimizer = optimizer
     set_saved_optimizer(model, optimizer)
