@@ -13,12 +13,12 @@ from pathlib import Path
 
 import keras
 import matplotlib.pyplot as plt
-from experiments import conditions, epochs, shorten
+from experiments import conditions, epochs, load
 
 import keras_trainkit as kt
 
 keras.utils.set_random_seed(0)
-data = shorten(kt.datasets.load("digits"))
+data = load("digits")
 print(data)
 print(conditions())
 

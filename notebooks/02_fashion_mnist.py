@@ -20,11 +20,11 @@ from dataclasses import replace
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-from experiments import QUICK, SEEDS, Table, epochs, shorten, train
+from experiments import QUICK, SEEDS, Table, epochs, load, train
 
 import keras_trainkit as kt
 
-data = shorten(kt.datasets.load("fashion_mnist", validation=5000))
+data = load("fashion_mnist", validation=5000)
 PRESET = kt.models.PRESETS["default"]
 data
 
@@ -48,14 +48,13 @@ def found_rates(make, optimizer=None, batch_size=128):
     return kt.find_lr(model, *data.train, batch_size=batch_size).suggestions
 
 
-def constant(make, number, optimizer=None, factor=1.0, **options):
+def constant(make, number, optimizer=None):
     """Train at the constant rate that the finder suggests."""
-    rate = factor * found_rates(make, optimizer)["descent"]
+    rate = found_rates(make, optimizer)["descent"]
     return train(
         lambda: ready(make(), rate, optimizer and optimizer(rate)),
         data,
         epochs=epochs(number),
-        **options,
     )
 
 
@@ -85,17 +84,18 @@ activations
 # %% [markdown]
 # ### A hundred layers
 #
-# With ReLU the signal of a hundred layers dies out or explodes before anything is
-# learned, unless batch normalization holds it; SELU keeps it at mean 0 and variance 1
-# by itself. Five epochs; for the longer path the momentum is 0.
+# He initialization keeps the signal of a ReLU network level on average, but it strays
+# further with each layer; SELU pulls it back to mean 0 and variance 1, layer by layer.
+# Five epochs on one cycle, with gradients of at most norm 1. (For a network this deep
+# the default preset has batch normalization; here it is off.)
 
 # %%
 DEEP = [300] + [100] * (9 if QUICK else 99)
 
 
-def plain_sgd(rate):
-    """SGD without momentum, and with gradients of at most 1."""
-    return keras.optimizers.SGD(rate, clipnorm=1.0)
+def clipped(rate):
+    """SGD with Nesterov momentum, and with gradients of at most norm 1."""
+    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, clipnorm=1.0)
 
 
 deep = Table()
@@ -103,11 +103,17 @@ for name, options, published in (
     ("100 layers, LeCun + SELU", {"preset": "self_normalizing"}, "82.2"),
     ("100 layers, He + ReLU", {"activation": "relu", "normalization": None}, "73.8"),
 ):
-    runs = constant(
-        lambda options=options: mlp(hidden_units=DEEP, **options),
-        5,
-        plain_sgd,
+
+    def make(options=options):
+        return mlp(hidden_units=DEEP, **options)
+
+    top = found_rates(make, clipped, batch_size=64)["one_cycle"]
+    runs = train(
+        lambda make=make, top=top: ready(make(), top, clipped(top)),
+        data,
+        epochs=epochs(5),
         batch_size=64,
+        callbacks=lambda top=top: [kt.callbacks.OneCycle(top)],
     )
     deep.add(name, runs, epochs(5), published)
 deep
@@ -122,7 +128,7 @@ stds = {
             data.x_train[:1000],
             data.y_train[:1000],
         ).layers
-        if layer.std is not None
+        if layer.kind == "Activation"
     ]
     for name, options in {
         "LeCun + SELU": {"preset": "self_normalizing"},
@@ -185,34 +191,40 @@ optimizers
 # %% [markdown]
 # ## Schedules
 #
-# Twenty-five epochs from the same rate. The schedules of the book change it from step
-# to step here, in the compiled training step; 1cycle goes up to the finder's
-# `one_cycle`.
+# Twenty-five epochs. A rate that falls can begin higher than one that stays: the
+# schedules begin at the finder's `one_cycle`, which is the peak of 1cycle, the constant
+# rate is its `descent`. Rates change from step to step, in the compiled training step.
 
 # %%
 rates = found_rates(mlp)
-rate = rates["descent"]
+rate, peak = rates["descent"], rates["one_cycle"]
 number = epochs(25)
 SCHEDULES = {
     "constant": (list, ""),
-    "power": (lambda: [kt.callbacks.PowerSchedule(rate, epochs=5)], "89.2"),
+    "power": (lambda: [kt.callbacks.PowerSchedule(peak, epochs=5)], "89.2"),
     "exponential": (
-        lambda: [kt.callbacks.ExponentialSchedule(rate, epochs=20)],
+        lambda: [kt.callbacks.ExponentialSchedule(peak, epochs=20)],
         "88.9",
     ),
     "piecewise constant": (
         lambda: [
-            kt.callbacks.PiecewiseConstantSchedule([5, 15], [rate, rate / 2, rate / 10])
+            kt.callbacks.PiecewiseConstantSchedule([5, 15], [peak, peak / 2, peak / 10])
         ],
         "88.7",
     ),
-    "plateau": (lambda: [kt.callbacks.PlateauSchedule(factor=0.5, patience=3)], "89.4"),
-    "1cycle": (lambda: [kt.callbacks.OneCycle(rates["one_cycle"])], "89.3"),
+    "plateau": (lambda: [kt.callbacks.PlateauSchedule(patience=3)], "89.4"),
+    "1cycle": (lambda: [kt.callbacks.OneCycle(peak)], "89.3"),
 }
 schedules = Table()
 curves = {}
 for name, (callbacks, published) in SCHEDULES.items():
-    runs = train(lambda: ready(mlp(), rate), data, epochs=number, callbacks=callbacks)
+    begin = rate if name == "constant" else peak
+    runs = train(
+        lambda begin=begin: ready(mlp(), begin),
+        data,
+        epochs=number,
+        callbacks=callbacks,
+    )
     schedules.add(name, runs, number, published)
     curves[name] = runs
 schedules
@@ -279,12 +291,12 @@ def alpha_mlp():
     return mlp(preset="self_normalizing", dropout="alpha")
 
 
-peak = found_rates(alpha_mlp)["one_cycle"]
+alpha_peak = found_rates(alpha_mlp)["one_cycle"]
 runs = train(
-    lambda: ready(alpha_mlp(), peak),
+    lambda: ready(alpha_mlp(), alpha_peak),
     data,
     epochs=epochs(20),
-    callbacks=lambda: [kt.callbacks.OneCycle(peak)],
+    callbacks=lambda: [kt.callbacks.OneCycle(alpha_peak)],
 )
 sampled = [
     kt.uncertainty.mc_predict(
@@ -424,7 +436,7 @@ for seed in SEEDS:
             model = kt.transfer.replace_head(encoder, keras.layers.Dense(10, "softmax"))
         ready(model, rate)
         if name == "from scratch":
-            cycle = kt.callbacks.OneCycle(rate)
+            cycle = kt.callbacks.OneCycle(peak)
             model.fit(x, y, epochs=epochs(20), callbacks=[cycle], verbose=0)
         else:
             kt.transfer.fine_tune(
@@ -434,7 +446,7 @@ for seed in SEEDS:
                 freeze_epochs=epochs(4),
                 epochs=epochs(16),
                 lr_mult=10,
-                learning_rate=2 * rate,
+                learning_rate=peak,
                 verbose=0,
             )
         scores.append(model.evaluate(*data.validation, verbose=0)[1])

@@ -16,11 +16,11 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
-from experiments import conditions, epochs, shorten, train
+from experiments import conditions, epochs, load, train
 
 import keras_trainkit as kt
 
-data = shorten(kt.datasets.load("fashion_mnist", validation=5000))
+data = load("fashion_mnist", validation=5000)
 preset = kt.models.PRESETS["risk_sensitive"]
 print(data)
 

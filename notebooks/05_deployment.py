@@ -13,13 +13,13 @@ from pathlib import Path
 
 import keras
 import matplotlib.pyplot as plt
-from experiments import conditions, epochs, shorten
+from experiments import conditions, epochs, load
 from keras import layers
 
 import keras_trainkit as kt
 
 keras.utils.set_random_seed(0)
-data = shorten(kt.datasets.load("fashion_mnist", validation=5000))
+data = load("fashion_mnist", validation=5000)
 x, y = data.x_train[:20000], data.y_train[:20000]
 folder = Path(tempfile.mkdtemp())
 print(data)

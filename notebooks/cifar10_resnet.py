@@ -47,14 +47,10 @@ def main() -> None:
     parser.add_argument("--max-lr", type=float, default=0.2)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--quick", action="store_true", help="to see that it runs")
     arguments = parser.parse_args()
-    epochs = 1 if arguments.quick else arguments.epochs
+    epochs = experiments.epochs(arguments.epochs)
 
-    data = kt.datasets.load("cifar10", validation=0, standardize="channel")
-    x, y = data.train
-    if arguments.quick:
-        x, y = x[:256], y[:256]
+    data = experiments.load("cifar10", validation=0, standardize="channel")
     scores = []
     for seed in arguments.seeds:
         keras.utils.set_random_seed(seed)
@@ -76,18 +72,14 @@ def main() -> None:
         )
         start = time.perf_counter()
         model.fit(
-            x,
-            y,
+            *data.train,
             batch_size=arguments.batch_size,
             epochs=epochs,
             callbacks=[callback],
             verbose=0,
         )
         seconds = time.perf_counter() - start
-        x_test, y_test = data.test
-        if arguments.quick:
-            x_test, y_test = x_test[:256], y_test[:256]
-        scores.append(network_accuracy(network, x_test, y_test))
+        scores.append(network_accuracy(network, *data.test))
         print(f"seed {seed}: {100 * scores[-1]:.2f}%, {seconds:.0f} s", flush=True)
     spread = f" ± {100 * np.std(scores, ddof=1):.2f}" if len(scores) > 1 else ""
     print(

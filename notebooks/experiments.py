@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 import keras
 import numpy as np
 
+import keras_trainkit as kt
+
 # Set by `build.py --quick`: everything runs, on little data and for few epochs, to show
 # that it does; the figures then mean nothing.
 QUICK = bool(os.environ.get("KERAS_TRAINKIT_QUICK"))
@@ -20,12 +22,28 @@ def epochs(number: int) -> int:
     return min(number, 2) if QUICK else number
 
 
-def shorten(data, rows: int = 512):
-    """The data set, or a few rows of each part to be quick."""
+def load(name: str, **options):
+    """The data set; to be quick, a few rows of each part.
+
+    For CIFAR-10, which has to be fetched, the quick run has scikit-learn's digits in
+    the shape of its images.
+    """
     if not QUICK:
-        return data
+        return kt.datasets.load(name, **options)
+    if name == "cifar10":
+        options["validation"] = 0.1
+    source = "digits" if name == "cifar10" else name
+    data = kt.datasets.load(source, **options)
     parts = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test")
-    return replace(data, **{part: getattr(data, part)[:rows] for part in parts})
+    data = replace(data, **{part: getattr(data, part)[:512] for part in parts})
+    if name == "cifar10":
+        images = {
+            part: np.tile(getattr(data, part), (1, 4, 4, 3))
+            for part in parts
+            if part.startswith("x_")
+        }
+        data = replace(data, **images)
+    return data
 
 
 def conditions() -> str:
