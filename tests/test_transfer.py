@@ -265,6 +265,21 @@ class TestFreeze:
         assert np.abs(weights(first)[0] - kernel).max() > 1e-4
         assert int(frozen.optimizer.iterations) == 5
 
+    def test_moving_averages_begin_at_the_weights(self):
+        """With a rate of almost 0 nothing moves, unless an average begins at 0."""
+        model = classifier()
+        adam = keras.optimizers.Adam(1e-9, use_ema=True, ema_momentum=0.5)
+        model.compile(adam, "sparse_categorical_crossentropy")
+        kt.transfer.freeze(model, "body")
+        x, y = inputs_of(model), np.zeros(4, "int32")
+        model.fit(x, y, epochs=2, verbose=0)
+        kt.transfer.unfreeze(model, layers.Conv2D)
+        before = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+        model.fit(x, y, epochs=2, verbose=0)
+        for variable in model.weights:
+            value = keras.ops.convert_to_numpy(variable)
+            np.testing.assert_allclose(value, before[variable.path], atol=1e-5)
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._compat import averaging_only, moving_averages, updated_variables
+from keras_trainkit._compat import averaging_only
 from keras_trainkit._freezing import (
     Chain,
     is_batch_norm,
@@ -172,13 +170,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._restore_optimizer()
         optimizer = _exchange.core_optimizer(self.model)
         targets = self.model.trainable_variables
-        averages = moving_averages(optimizer)
-        for variable in updated_variables(optimizer):
-            if averages and id(variable) not in self._updated:
-                # As though the moving average had followed it while it was frozen. A
-                # copy, since JAX gives the old buffers up to the compiled step.
-                value = np.array(ops.convert_to_numpy(variable))
-                averages[id(variable)].assign(value)
+        joining = [v for v in targets if id(v) not in self._updated]
+        if self._updated:
+            # On JAX they are not averaged while they are frozen.
+            _exchange.start_averages(optimizer, joining)
         self._updated = {id(variable) for variable in targets}
 
         def stateless_apply(optimizer_variables, grads, trainable_variables):
@@ -201,7 +196,9 @@ class GradualUnfreezing(keras.callbacks.Callback):
             with averaging_only(optimizer, targets):
                 type(optimizer).finalize_variable_values(optimizer, targets)
 
-        patches: dict[str, Any] = {"finalize_variable_values": finalize_variable_values}
+        patches: dict[str, Any] = {}
+        if optimizer.use_ema:
+            patches["finalize_variable_values"] = finalize_variable_values
         if keras.backend.backend() == "jax":
             # There alone the optimizer wants a gradient for each of its variables.
             patches["stateless_apply"] = stateless_apply

@@ -9,6 +9,7 @@ from keras_trainkit._checks import reject
 from keras_trainkit._compat import (
     backend_class,
     copy_exclusions,
+    moving_averages,
     set_inner_optimizer,
     set_saved_optimizer,
     step_counter,
@@ -174,6 +175,20 @@ def carry_over(
             variable.assign(np.array(keras.ops.convert_to_numpy(found.pop(0))))
 
 
+def start_averages(
+    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
+) -> None:
+    """Let the moving averages of variables begin at their values.
+
+    Keras begins them so in its first step, which for these may be long past.
+    """
+    averages = moving_averages(optimizer)
+    for variable in variables if averages else ():
+        # A copy, since JAX gives the old buffers up to the compiled step.
+        value = np.array(keras.ops.convert_to_numpy(variable))
+        averages[id(variable)].assign(value)
+
+
 def _schedulable(optimizer):
     """The class of an optimizer like this one whose momentum may be a schedule."""
     cls = type(optimizer)
@@ -192,4 +207,7 @@ def _copy(model, optimizer, cls, changes, stateful=False):
     if optimizer.built:
         copy.build(model.trainable_variables)
         carry_over(optimizer, copy)
+        known = {id(variable) for variable in updated_variables(optimizer)}
+        new = [v for v in model.trainable_variables if id(v) not in known]
+        start_averages(copy, new)
     return copy

@@ -35,8 +35,8 @@ def fine_tune(
     As fast.ai does. The body is frozen and the head trained for `freeze_epochs` on a
     cycle that rises nearly to its end; then everything is trained for `epochs` on a
     second cycle, up to half the rate in the highest layer, and down to a `lr_mult`-th
-    of that in the lowest, with a constant ratio in between. Both are plain `fit`s; what
-    other layers there are that are frozen trains too in the second.
+    of that in the lowest, with a constant ratio in between. Both are plain `fit`s; in
+    the second everything trains, also layers that you had frozen.
 
     Args:
         model: The model, compiled, with a fresh head: see `replace_head`.
