@@ -47,7 +47,8 @@ runs = train(
 # Of the images that a calibrated model calls shirts with a probability of 0.7, seven of
 # ten are shirts. The expected calibration error (ECE) says how far off it is. Dividing
 # the logits by a temperature that the validation images like best repairs it, and
-# leaves the accuracy alone. The mean of Monte Carlo samples needs one of its own.
+# leaves the accuracy alone. What the mean of Monte Carlo samples does depends on the
+# network; here it calibrates as well as the temperature, for others it does the reverse.
 
 # %%
 u = kt.uncertainty
