@@ -49,8 +49,8 @@ model.summary()
 # %%
 found = kt.find_lr(model, *data.train)
 print(found)
-kt.plots.lr_finder(found)
-plt.gcf().set_size_inches(6, 3)
+kt.plots.lr_finder(found).legend(loc="lower left", fontsize=7)
+plt.gcf().set_size_inches(7, 3.5)
 
 # %% [markdown]
 # ## Train on one cycle
