@@ -48,8 +48,8 @@ runs = train(
 # ten are shirts. The expected calibration error (ECE) says how far off it is. Dividing
 # the logits by a temperature that the validation images like best repairs it, and
 # leaves the accuracy alone. What the mean of Monte Carlo samples does depends on the
-# network; here it calibrates as well as the temperature, others become less certain than
-# they should be.
+# network; here it calibrates as well as the temperature, others become less certain
+# than they should be.
 
 # %%
 u = kt.uncertainty
