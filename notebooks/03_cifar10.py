@@ -7,8 +7,8 @@
 # the rate that the learning-rate finder suggests for it, and beside each result stands
 # the one published in the book's solution.
 #
-# The images are read from JPEG files, a re-encoding of the original ones, if they come
-# from `prepare.py`; with `keras.datasets` they are the originals.
+# The images of this run had been re-encoded as JPEG on their way; those of
+# `keras.datasets` are the originals.
 #
 # To run it: `python notebooks/build.py 03`; a small network trains fastest on JAX.
 
