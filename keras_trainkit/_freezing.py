@@ -105,8 +105,3 @@ def restore_flags(flags: dict[Layer, bool]) -> None:
     for layer, value in flags.items():
         if layer.trainable != value:
             layer.trainable = value
-
-
-def is_batch_norm(layer: Layer) -> bool:
-    """Whether a layer keeps moving statistics of the batches."""
-    return isinstance(layer, keras.layers.BatchNormalization)

@@ -38,3 +38,16 @@ def as_it_was(model: keras.Model) -> Iterator[None]:
             model.reset_metrics()
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+@contextlib.contextmanager
+def weights_back_on_error(model: keras.Model) -> Iterator[None]:
+    """Puts a model's weights back if what is inside raises."""
+    # Copies, since JAX gives the old buffers up to the compiled step.
+    weights = [np.array(weight) for weight in model.get_weights()]
+    try:
+        yield
+    except BaseException:
+        sync_state(model)
+        model.set_weights(weights)
+        raise

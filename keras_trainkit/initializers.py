@@ -7,6 +7,7 @@ from keras import layers
 from keras_trainkit._checks import check_integer, check_positive, reject
 from keras_trainkit._kernels import Kernel, kernels
 from keras_trainkit._recording import inputs, leaves, outputs
+from keras_trainkit._state import weights_back_on_error
 from keras_trainkit.layers import WeightNormalization
 
 _LINEAR = (
@@ -70,9 +71,8 @@ def lsuv(
     chosen = [layer for layer in _used(model, batch) if isinstance(layer, _LINEAR)]
     if not chosen:
         reject("model", model.name, "a model with a Dense layer or a convolution")
-    before = model.get_weights()
     seeds = np.random.SeedSequence(seed).generate_state(len(chosen)) >> 1
-    try:
+    with weights_back_on_error(model):
         for layer, layer_seed in zip(chosen, seeds, strict=True):
             for kernel in kernels(layer):
                 kernel.variable.assign(_orthonormal(kernel, int(layer_seed)))
@@ -82,9 +82,6 @@ def lsuv(
             )
             for layer in chosen
         }
-    except BaseException:
-        model.set_weights(before)
-        raise
 
 
 def data_dependent(model: keras.Model, batch) -> list[str]:
@@ -121,13 +118,9 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
     chosen = [layer for layer in used if isinstance(layer, WeightNormalization)]
     if not chosen:
         reject("model", model.name, "a model with a WeightNormalization layer")
-    before = model.get_weights()
-    try:
+    with weights_back_on_error(model):
         for layer in chosen:
             layer.adapt(inputs(model, batch, layer))
-    except BaseException:
-        model.set_weights(before)
-        raise
     return [layer.name for layer in chosen]
 
 

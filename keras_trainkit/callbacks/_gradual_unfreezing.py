@@ -11,7 +11,6 @@ from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._compat import averaging_only
 from keras_trainkit._freezing import (
     Chain,
-    is_batch_norm,
     meant,
     restore_flags,
     set_trainable,
@@ -106,15 +105,15 @@ class GradualUnfreezing(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
 
     def on_epoch_begin(self, epoch, logs=None):
-        before = _ids(self.model.trainable_variables)
+        before = self.model.trainable_variables
         self._set_stage(epoch)
-        now = _ids(self.model.trainable_variables)
+        now = self.model.trainable_variables
         if not now:
             restore_flags(self._before)
             reject(
                 "schedule", self.schedule, f"such that a layer trains in epoch {epoch}"
             )
-        if now != before or not self._training:
+        if not self._training or not _exchange.same_variables(now, before):
             self._accept_subset()
             self.model.train_function = None
             self.model.make_train_function()
@@ -154,7 +153,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
             below |= is_number
             layers, since = (None, which) if is_number else (which, None)
             for chain in meant(chains, layers, since, names=("schedule", "schedule")):
-                frozen = is_batch_norm(chain[-1]) and not self.batch_norm
+                is_norm = isinstance(chain[-1], keras.layers.BatchNormalization)
+                frozen = is_norm and not self.batch_norm
                 begins.setdefault(chain[-1], math.inf if frozen else epoch)
         if below:
             begins = {chain[-1]: begins.get(chain[-1], math.inf) for chain in chains}
@@ -212,7 +212,3 @@ class GradualUnfreezing(keras.callbacks.Callback):
             for name in names:
                 vars(optimizer).pop(name, None)
             self._patched = None
-
-
-def _ids(variables: list[Any]) -> list[int]:
-    return [id(variable) for variable in variables]

@@ -41,16 +41,16 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
             nothing is written.
     """
     _graph.check_graph(model)
+    x = random_inputs(model)
     with whole_file(path, ".onnx") as target:
         if keras.backend.backend() == "jax":
             convert_elsewhere(model, target, "ONNX", _CONVERT)
         else:
-            x = random_inputs(model)
             # Keras wants a model that has been called.
             model(x, training=False)
             with quiet():
                 model.export(str(target), format="onnx", verbose=False)
-        check_same(model, onnx_runner(target), random_inputs(model), "The file")
+        check_same(model, onnx_runner(target), x, "The file")
     return Path(path)
 
 

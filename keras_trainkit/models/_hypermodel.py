@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-
 from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
 from keras_trainkit.callbacks import OneCycle
 from keras_trainkit.models._mlp import build_mlp
@@ -91,24 +89,22 @@ def hypermodel(
             "kt.models.hypermodel needs KerasTuner: pip install keras-tuner"
         ) from None
 
-    def build(hp: Any) -> keras.Model:
-        name = hp.Choice("preset", names) if len(names) > 1 else names[0]
-        changes = dict(overrides)
-        if dropout_rate is not None:
-            low, high = dropout_rate
-            changes["dropout_rate"] = hp.Float("dropout_rate", low, high)
-            changes.setdefault("dropout", PRESETS[name].dropout or _dropout(name))
-        depth = hp.Int("num_layers", *num_layers)
-        width = hp.Int("units", *units, sampling="log")
-        model = build_mlp(input_shape, num_classes, name, [width] * depth, **changes)
-        rate = hp.Float("max_lr", *max_lr, sampling="log")
-        return PRESETS[name].compile(model, rate)
-
     class PresetSpace(keras_tuner.HyperModel):
         """The models, and how to train them."""
 
         def build(self, hp):
-            return build(hp)
+            name = hp.Choice("preset", names) if len(names) > 1 else names[0]
+            changes = dict(overrides)
+            if dropout_rate is not None:
+                low, high = dropout_rate
+                changes["dropout_rate"] = hp.Float("dropout_rate", low, high)
+                changes.setdefault("dropout", PRESETS[name].dropout or _dropout(name))
+            depth = hp.Int("num_layers", *num_layers)
+            width = hp.Int("units", *units, sampling="log")
+            hidden = [width] * depth
+            model = build_mlp(input_shape, num_classes, name, hidden, **changes)
+            rate = hp.Float("max_lr", *max_lr, sampling="log")
+            return PRESETS[name].compile(model, rate)
 
         def fit(self, hp, model, *args, callbacks=(), **kwargs):
             if "batch_size" not in kwargs:

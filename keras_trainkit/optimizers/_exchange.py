@@ -1,6 +1,7 @@
 """Exchange a model's optimizer for one that follows schedules, and back."""
 
 from collections import defaultdict
+from typing import Any
 
 import keras
 import numpy as np
@@ -121,7 +122,7 @@ def follow_trainable(model: keras.Model) -> None:
     has the slots of those that go on training.
     """
     optimizer = core_optimizer(model)
-    if optimizer.built and not _same(
+    if optimizer.built and not same_variables(
         updated_variables(optimizer), model.trainable_variables
     ):
         install(model, fresh_copy(model))
@@ -136,10 +137,8 @@ def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
     current = core_optimizer(model)
     if current.built:
         trained = updated_variables(current)
-        if original.built and not _same(updated_variables(original), trained):
-            copy = type(original).from_config(original.get_config())
-            copy_exclusions(original, copy)
-            original = copy
+        if original.built and not same_variables(updated_variables(original), trained):
+            original = _unbuilt(original, type(original), {})
         if not original.built:
             original.build(trained)
         carry_over(current, original)
@@ -195,13 +194,30 @@ def _schedulable(optimizer):
     return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)
 
 
-def _same(variables, others) -> bool:
+def same_variables(variables: list, others: list) -> bool:
+    """Whether two lists have the same variables in the same order."""
     return [id(v) for v in variables] == [id(v) for v in others]
 
 
-def _copy(model, optimizer, cls, changes, stateful=False):
+def converted(
+    optimizer: keras.optimizers.Optimizer, cls: type, changes: dict[str, Any]
+) -> keras.optimizers.Optimizer:
+    """An optimizer of another class, config changed in part, state included."""
+    copy = _unbuilt(optimizer, cls, changes)
+    if optimizer.built:
+        copy.build(updated_variables(optimizer))
+        carry_over(optimizer, copy)
+    return copy
+
+
+def _unbuilt(optimizer, cls, changes):
     copy = cls.from_config({**optimizer.get_config(), **changes})
     copy_exclusions(optimizer, copy)
+    return copy
+
+
+def _copy(model, optimizer, cls, changes, stateful=False):
+    copy = _unbuilt(optimizer, cls, changes)
     if stateful and not changes["learning_rate"].bound:
         changes["learning_rate"].bind(copy.add_variable)
     if optimizer.built:

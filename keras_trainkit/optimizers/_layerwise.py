@@ -8,14 +8,9 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_positive, reject
-from keras_trainkit._compat import (
-    copy_exclusions,
-    decays,
-    live_layers,
-    updated_variables,
-)
+from keras_trainkit._compat import decays, live_layers
 from keras_trainkit._types import Tensor
-from keras_trainkit.optimizers._exchange import carry_over, has_schedule
+from keras_trainkit.optimizers._exchange import converted, has_schedule
 from keras_trainkit.optimizers._momentum import ScheduledBeta, ScheduledMomentum
 
 # What is inherited besides Keras's class, which lets the momentum be a schedule.
@@ -151,20 +146,13 @@ def layerwise(
     )
     if cls is None:
         reject("optimizer", optimizer, f"one of Keras's {', '.join(_CLASSES)}")
-    config = optimizer.get_config()
-    if isinstance(rates, slice):
-        low, high = _check_slice(rates)
-        config["multipliers"] = low / high
-        if not has_schedule(optimizer):
-            config["learning_rate"] = high
-    else:
-        config["multipliers"] = _check_dict(rates)
-    copy = cls.from_config(config)
-    copy_exclusions(optimizer, copy)
-    if optimizer.built:
-        copy.build(updated_variables(optimizer))
-        carry_over(optimizer, copy)
-    return copy
+    if not isinstance(rates, slice):
+        return converted(optimizer, cls, {"multipliers": _check_dict(rates)})
+    low, high = _check_slice(rates)
+    changes = {"multipliers": low / high}
+    if not has_schedule(optimizer):
+        changes["learning_rate"] = high
+    return converted(optimizer, cls, changes)
 
 
 def _is(optimizer: Any, name: str, ours: type) -> bool:

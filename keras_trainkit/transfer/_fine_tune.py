@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_trainkit._checks import check_integer, check_positive, reject
-from keras_trainkit._compat import sync_state
 from keras_trainkit._freezing import Start, restore_flags, trainable_flags
 from keras_trainkit._select import Selector
+from keras_trainkit._state import weights_back_on_error
 from keras_trainkit.callbacks import OneCycle
 from keras_trainkit.optimizers import _exchange, layerwise
 from keras_trainkit.transfer._freeze import freeze, unfreeze
@@ -93,25 +92,23 @@ def fine_tune(
 
     original = _exchange.core_optimizer(model)
     flags = trainable_flags(model)
-    weights = [np.array(w) for w in model.get_weights()]
     histories = []
     try:
-        _exchange.install(model, _exchange.fresh_copy(model))
-        if freeze_epochs:
-            since: Start | None = -1 if head is None else None
-            freeze(model)
-            unfreeze(model, head, since=since)
-            # fast.ai's `pct_start` for the frozen part, and `div` for the other.
-            histories.append(train(freeze_epochs, rate, pct_start=0.99))
-        unfreeze(model, batch_norm=batch_norm)
-        top = rate / 2
-        plain = _exchange.core_optimizer(model)
-        _exchange.install(model, layerwise(plain, slice(top / lr_mult, top)))
-        histories.append(train(epochs, top, pct_start=0.3, div_factor=5.0))
+        with weights_back_on_error(model):
+            _exchange.install(model, _exchange.fresh_copy(model))
+            if freeze_epochs:
+                since: Start | None = -1 if head is None else None
+                freeze(model)
+                unfreeze(model, head, since=since)
+                # fast.ai's `pct_start` for the frozen part, and `div` for the other.
+                histories.append(train(freeze_epochs, rate, pct_start=0.99))
+            unfreeze(model, batch_norm=batch_norm)
+            top = rate / 2
+            plain = _exchange.core_optimizer(model)
+            _exchange.install(model, layerwise(plain, slice(top / lr_mult, top)))
+            histories.append(train(epochs, top, pct_start=0.3, div_factor=5.0))
     except BaseException:
-        sync_state(model)
         restore_flags(flags)
-        model.set_weights(weights)
         _exchange.install(model, original)
         raise
     _exchange.give_back(model, original)

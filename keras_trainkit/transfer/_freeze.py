@@ -8,7 +8,6 @@ from keras_trainkit._checks import reject
 from keras_trainkit._freezing import (
     Chain,
     Start,
-    is_batch_norm,
     meant,
     place,
     set_trainable,
@@ -96,7 +95,8 @@ def unfreeze(
     """
     chosen = meant(weighted_layers(model), layers, since, names=("layers", "since"))
     if not batch_norm:
-        chosen = [chain for chain in chosen if not is_batch_norm(chain[-1])]
+        norm = keras.layers.BatchNormalization
+        chosen = [chain for chain in chosen if not isinstance(chain[-1], norm)]
     return _set(model, chosen, True)
 
 

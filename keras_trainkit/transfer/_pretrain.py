@@ -9,7 +9,7 @@ from keras import layers
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_in_range, check_integer, reject
-from keras_trainkit._compat import sync_state
+from keras_trainkit._state import weights_back_on_error
 
 
 def pretrain_autoencoder(
@@ -93,8 +93,7 @@ def pretrain_autoencoder(
         model.compile(keras.optimizers.deserialize(config), loss=loss)
         model.fit(rows, rows, epochs=epochs, **kwargs)
 
-    weights = [np.array(w) for w in encoder.get_weights()]
-    try:
+    with weights_back_on_error(encoder):
         if not greedy:
             decoding = [decoder] if decoder is not None else _mirror(parts, shape)
             train([encoder], decoding, x)
@@ -105,10 +104,6 @@ def pretrain_autoencoder(
             if part is not parts[-1]:
                 step = keras.Sequential([keras.Input(x.shape[1:]), *part])
                 x = step.predict(x, batch_size=kwargs.get("batch_size"), verbose=0)
-    except BaseException:
-        sync_state(encoder)
-        encoder.set_weights(weights)
-        raise
     return encoder
 
 
