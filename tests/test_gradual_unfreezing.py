@@ -231,6 +231,23 @@ def test_layers_left_frozen_are_so_in_the_file(tmp_path):
         np.testing.assert_allclose(np.array(got), np.array(want), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_pruning_needs_a_fit_of_its_own(first):
+    # It would prune what trains in the first epoch, and nothing else.
+    model = make_model()
+    before = weights(model)
+    gradual = kt.callbacks.GradualUnfreezing({0: "head", 1: ".*"})
+    pruning = kt.pruning.MagnitudePruning(0.5, schedule="constant")
+    callbacks = [pruning, gradual] if first else [gradual, pruning]
+    with pytest.raises(ValueError, match="`trainable_variables` must be the same 8"):
+        fit(model, 3, callbacks)
+    assert_same(model, before, rtol=0)
+    fit(model, 3, [gradual])
+    fit(model, 1, [pruning])
+    report = kt.pruning.sparsity_report(model)
+    assert [layer.sparsity for layer in report.layers] == pytest.approx([0.5] * 3)
+
+
 def test_evaluate_changes_nothing():
     model = make_model()
     model.get_layer("low").trainable = False

@@ -188,12 +188,6 @@ def start_averages(
         averages[id(variable)].assign(value)
 
 
-def _schedulable(optimizer):
-    """The class of an optimizer like this one whose momentum may be a schedule."""
-    cls = type(optimizer)
-    return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)
-
-
 def same_variables(variables: list, others: list) -> bool:
     """Whether two lists have the same variables in the same order."""
     return [id(v) for v in variables] == [id(v) for v in others]
@@ -208,6 +202,12 @@ def converted(
         copy.build(updated_variables(optimizer))
         carry_over(optimizer, copy)
     return copy
+
+
+def _schedulable(optimizer):
+    """The class of an optimizer like this one whose momentum may be a schedule."""
+    cls = type(optimizer)
+    return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)
 
 
 def _unbuilt(optimizer, cls, changes):

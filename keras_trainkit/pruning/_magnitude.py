@@ -12,7 +12,11 @@ from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._compat import sync_state
 from keras_trainkit._select import Selector
 from keras_trainkit._types import Tensor
-from keras_trainkit.optimizers._exchange import batches_seen, core_optimizer
+from keras_trainkit.optimizers._exchange import (
+    batches_seen,
+    core_optimizer,
+    same_variables,
+)
 from keras_trainkit.pruning._schedules import (
     ConstantSparsity,
     PolynomialSparsity,
@@ -43,7 +47,9 @@ class MagnitudePruning(keras.callbacks.Callback):
     weight is zero for the pass and gets its gradient, so that an update that raises it
     over others at a pruning step brings it back.
 
-    With `OneCycle` and the like it goes in any order. Where `fit` raised, the optimizer
+    With `OneCycle` and the like it goes in any order; what trains must stay the same
+    from the first epoch to the last, so that `GradualUnfreezing` needs a fit of its
+    own, before. Where `fit` raised, the optimizer
     goes on pruning until the next fit with this callback, or `compile`.
 
     Args:
@@ -71,7 +77,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     Raises:
         ValueError: If an argument is wrong; in `fit`, before the first step, if
-            `end_step` lies beyond its end.
+            `end_step` lies beyond its end, or another callback freezes layers.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -116,6 +122,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         self.async_safe = rewind_to is None
         self._patched: keras.optimizers.Optimizer | None = None
         self._targets: Targets | None = None
+        self._trained: list[keras.Variable] = []
+        self._first_epoch = 0
         self._start = 0
         self._ticket: list[np.ndarray] | None = None
 
@@ -124,37 +132,23 @@ class MagnitudePruning(keras.callbacks.Callback):
         super().set_params(params)
         self._restore()
         self._targets, self._ticket, self._start = None, None, 0
+        # All that the callbacks mean to train in this fit, sooner or later.
+        self._trained = self.model.trainable_variables
         self._check_length(batches_seen(self.model), self.params["epochs"])
         # The compiled step of an earlier fit does not prune.
         self.model.train_function = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._targets is not None:
-            return
-        # Not before: `BackupAndRestore` loads when the training begins.
-        optimizer = core_optimizer(self.model)
-        if not optimizer.built:
-            optimizer.build(self.model.trainable_variables)
-        targets = find_targets(self.model, self._rule, trainable_only=True)
-        seen = batches_seen(self.model)
-        self._start = self._find_start(targets, seen, epoch)
-        self._check_length(seen, self.params["epochs"] - epoch)
-        self._check_rewind(seen)
-        self._targets = targets
-        variables = [kernel.variable for kernel in targets.kernels]
-        done = seen - self._start
-        # There is no batch 0: what is due there is due before the first.
-        for step in range(done + (done > 0), done + 2):
-            if self._is_due(step):
-                assign_masked(variables, self._find_masks(step, nonzero(variables)))
-        begin = self._template.begin_step
-        apply = with_pruning(
-            optimizer, variables, self._start, begin, self._is_due, self._find_masks
-        )
-        # Not by `setattr`, which Keras and PyTorch watch.
-        vars(optimizer)["apply"] = apply
-        self._patched = optimizer
-        self._keep_ticket()
+        if self._targets is None:
+            self._first_epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            # Not before: `BackupAndRestore` loads when the training begins, and others
+            # exchange the optimizer or freeze layers when an epoch does.
+            self._check_trained()
+            if self._targets is None:
+                self._begin()
 
     def on_train_batch_end(self, batch, logs=None):
         self._keep_ticket()
@@ -177,11 +171,47 @@ class MagnitudePruning(keras.callbacks.Callback):
         elif self._ticket is not None:
             self._rewind()
 
+    def _begin(self) -> None:
+        optimizer = core_optimizer(self.model)
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        targets = find_targets(self.model, self._rule, trainable_only=True)
+        seen = batches_seen(self.model)
+        self._start = self._find_start(targets, seen, self._first_epoch)
+        self._check_length(seen, self.params["epochs"] - self._first_epoch)
+        self._check_rewind(seen)
+        self._targets = targets
+        variables = [kernel.variable for kernel in targets.kernels]
+        done = seen - self._start
+        # There is no batch 0: what is due there is due before the first.
+        for step in range(done + (done > 0), done + 2):
+            if self._is_due(step):
+                assign_masked(variables, self._find_masks(step, nonzero(variables)))
+        begin = self._template.begin_step
+        apply = with_pruning(
+            optimizer, variables, self._start, begin, self._is_due, self._find_masks
+        )
+        # Not by `setattr`, which Keras and PyTorch watch.
+        vars(optimizer)["apply"] = apply
+        self._patched = optimizer
+        self._keep_ticket()
+
     def _restore(self) -> None:
         if self._patched is not None:
             # Of two callbacks in a fit the first takes both patches off.
             vars(self._patched).pop("apply", None)
             self._patched = None
+
+    def _check_trained(self) -> None:
+        now = self.model.trainable_variables
+        if self._trained and not same_variables(now, self._trained):
+            self._restore()
+            reject(
+                "trainable_variables",
+                [variable.path for variable in now],
+                f"the same {len(self._trained)} throughout a fit that prunes (after "
+                "GradualUnfreezing, prune in a fit of its own)",
+            )
 
     def _find_start(self, targets: Targets, seen: int, epoch: int) -> int:
         """The count of batches at which the schedule began, or begins."""
