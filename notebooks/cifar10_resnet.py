@@ -1,6 +1,6 @@
 """ResNets on CIFAR-10: 1cycle against the piecewise schedule.
 
-    python notebooks/cifar10_resnet.py --depth 20 --epochs 6          on a processor
+    python notebooks/cifar10_resnet.py --depth 20 --epochs 10         on a processor
     python notebooks/cifar10_resnet.py --depth 56 --epochs 100        on a GPU
     python notebooks/cifar10_resnet.py --depth 56 --epochs 800 --schedule piecewise
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--depth", type=int, default=20, help="6n + 2, such as 20 or 56"
     )
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument(
         "--schedule", choices=("one_cycle", "piecewise"), default="one_cycle"
     )
@@ -80,11 +80,10 @@ def main() -> None:
         )
         seconds = time.perf_counter() - start
         scores.append(network_accuracy(network, *data.test))
-        print(f"seed {seed}: {100 * scores[-1]:.2f}%, {seconds:.0f} s", flush=True)
-    spread = f" ± {100 * np.std(scores, ddof=1):.2f}" if len(scores) > 1 else ""
+        print(f"seed {seed}: {100 * scores[-1]:.1f}%, {seconds:.0f} s", flush=True)
     print(
         f"ResNet-{arguments.depth}, {arguments.schedule}, {epochs} epochs: test "
-        f"accuracy {100 * np.mean(scores):.2f}{spread}%\n{experiments.conditions()}"
+        f"accuracy {experiments.mean_and_spread(scores)}%\n{experiments.conditions()}"
     )
 
 

@@ -108,6 +108,12 @@ def train(
     return runs
 
 
+def mean_and_spread(scores: Sequence[float]) -> str:
+    """Mean ± standard deviation of shares, in percent; of one alone, that one."""
+    spread = f" ± {100 * np.std(scores, ddof=1):.1f}" if len(scores) > 1 else ""
+    return f"{100 * np.mean(scores):.1f}{spread}"
+
+
 @dataclass
 class Table:
     """Accuracies over seeds beside published ones; a notebook shows it as a table."""
@@ -126,10 +132,8 @@ class Table:
     ) -> None:
         """Add a row: the scores, one for each seed, in `[0, 1]`."""
         values = [s.score if isinstance(s, Run) else float(s) for s in scores]
-        spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        mean = f"{100 * np.mean(values):.1f}{spread}"
         self.repeats = len(values)
-        self.rows.append((name, str(epochs), mean, published))
+        self.rows.append((name, str(epochs), mean_and_spread(values), published))
 
     def _repr_markdown_(self) -> str:
         lines = [
