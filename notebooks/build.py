@@ -1,6 +1,6 @@
 """Make the notebooks from the scripts beside this one, by running them.
 
-    python notebooks/build.py              all, in full: some two hours on two cores
+    python notebooks/build.py              all, in full: some hours on two cores
     python notebooks/build.py 02 03        those alone
     python notebooks/build.py --quick      all on little data, in minutes, to try them
 
