@@ -25,7 +25,7 @@ import keras
 import numpy as np
 
 import keras_trainkit as kt
-from keras_trainkit._cost import latencies
+from keras_trainkit._stopwatch import latencies
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 BATCH, STEPS = 32, 100

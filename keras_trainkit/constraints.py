@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_trainkit._checks import check_integer, check_positive, reject
-from keras_trainkit._kernels import inputs_of
+from keras_trainkit._model.kernels import inputs_of
 
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")

@@ -5,9 +5,9 @@ import numpy as np
 from keras import layers
 
 from keras_trainkit._checks import check_integer, check_positive, reject
-from keras_trainkit._kernels import Kernel, kernels
-from keras_trainkit._recording import inputs, leaves, outputs
-from keras_trainkit._state import weights_back_on_error
+from keras_trainkit._model.kernels import Kernel, kernels
+from keras_trainkit._training.recording import inputs, leaves, outputs
+from keras_trainkit._training.state import weights_back_on_error
 from keras_trainkit.layers import WeightNormalization
 
 _LINEAR = (

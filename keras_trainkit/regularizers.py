@@ -8,8 +8,8 @@ import keras
 from keras import ops
 
 from keras_trainkit._checks import check_finite, check_positive, reject
-from keras_trainkit._compat import set_projection_option, sublayers
-from keras_trainkit._kernels import Kernel, inputs_of, kernels
+from keras_trainkit._keras import set_projection_option, sublayers
+from keras_trainkit._model.kernels import Kernel, inputs_of, kernels
 
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compare import check_same, random_inputs
-from keras_trainkit._compat import arguments
-from keras_trainkit._graph import check_graph, read
+from keras_trainkit._keras import arguments
+from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._model.graph import check_graph, read
 
 # What the two call differently: in Keras 3, in tf_keras.
 _RENAMED = {"LeakyReLU": ("negative_slope", "alpha")}

@@ -5,7 +5,7 @@ from helpers import JIT_OPTIONS, check_config, save_and_load, to_numpy
 from keras import layers
 
 import keras_trainkit as kt
-from keras_trainkit._kernels import kernels
+from keras_trainkit._model.kernels import kernels
 
 LIMIT = kt.constraints.MaxNorm(0.1)
 ALL = {"kernel_constraint": LIMIT}

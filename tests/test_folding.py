@@ -5,8 +5,8 @@ from helpers import randomize_norms, save_and_load, to_numpy
 from keras import layers, ops
 
 import keras_trainkit as kt
-from keras_trainkit import _graph
-from keras_trainkit._compat import sublayers
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model import graph as _graph
 from keras_trainkit.folding import _affine
 
 fold = kt.folding.fold_batch_norm

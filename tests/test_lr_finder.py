@@ -6,7 +6,7 @@ import pytest
 from helpers import to_numpy
 
 import keras_trainkit as kt
-from keras_trainkit.lr_finder._find import default_steps
+from keras_trainkit.lr_finder._range_test import default_steps
 
 
 def make_model(optimizer=None, seed=1):

@@ -6,7 +6,7 @@ import pytest
 from helpers import DTYPE_POLICIES, JIT_OPTIONS, save_and_load
 
 import keras_trainkit as kt
-from keras_trainkit._kernels import Kernel
+from keras_trainkit._model.kernels import Kernel
 from keras_trainkit.pruning._masks import masks, parse_pattern
 
 TORCH = keras.backend.backend() == "torch"

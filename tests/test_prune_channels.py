@@ -4,7 +4,7 @@ import pytest
 from helpers import save_and_load
 
 import keras_trainkit as kt
-from keras_trainkit._cost import flops
+from keras_trainkit._model.flops import flops
 
 layers = keras.layers
 prune = kt.pruning.prune_channels

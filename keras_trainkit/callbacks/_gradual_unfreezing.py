@@ -8,8 +8,15 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._compat import averaging_only
-from keras_trainkit._freezing import (
+from keras_trainkit._keras import averaging_only
+from keras_trainkit._model.select import Selector
+from keras_trainkit._training.optimizer import (
+    core_optimizer,
+    follow_trainable,
+    same_variables,
+    start_averages,
+)
+from keras_trainkit._training.trainable import (
     Chain,
     meant,
     restore_flags,
@@ -17,8 +24,6 @@ from keras_trainkit._freezing import (
     trainable_flags,
     weighted_layers,
 )
-from keras_trainkit._select import Selector
-from keras_trainkit.optimizers import _exchange
 
 
 class GradualUnfreezing(keras.callbacks.Callback):
@@ -100,7 +105,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._begins = self._plan(weighted_layers(model))
         self._before = trainable_flags(model)
         self._set_stage(max(begin for begin, _ in self._begins))
-        _exchange.follow_trainable(model)
+        follow_trainable(model)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
@@ -113,7 +118,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             reject(
                 "schedule", self.schedule, f"such that a layer trains in epoch {epoch}"
             )
-        if not self._training or not _exchange.same_variables(now, before):
+        if not self._training or not same_variables(now, before):
             self._accept_subset()
             self.model.train_function = None
             self.model.make_train_function()
@@ -129,7 +134,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._training = False
         self._restore_optimizer()
         # Where layers are left frozen the optimizer has slots that no file can take.
-        _exchange.follow_trainable(self.model)
+        follow_trainable(self.model)
 
     def on_test_begin(self, logs=None):
         self._undo_unless_training()
@@ -140,7 +145,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def _undo_unless_training(self) -> None:
         if not self._training:
             restore_flags(self._before)
-            _exchange.follow_trainable(self.model)
+            follow_trainable(self.model)
 
     def _plan(self, chains: list[Chain]) -> list[tuple[float, Chain]]:
         schedule = self.schedule
@@ -168,12 +173,12 @@ class GradualUnfreezing(keras.callbacks.Callback):
     def _accept_subset(self) -> None:
         """Let the optimizer update some of the variables that it has slots for."""
         self._restore_optimizer()
-        optimizer = _exchange.core_optimizer(self.model)
+        optimizer = core_optimizer(self.model)
         targets = self.model.trainable_variables
         joining = [v for v in targets if id(v) not in self._updated]
         if self._updated:
             # On JAX they are not averaged while they are frozen.
-            _exchange.start_averages(optimizer, joining)
+            start_averages(optimizer, joining)
         self._updated = {id(variable) for variable in targets}
 
         def stateless_apply(optimizer_variables, grads, trainable_variables):

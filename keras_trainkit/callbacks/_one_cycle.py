@@ -8,8 +8,8 @@ import keras
 
 from keras_trainkit import schedules
 from keras_trainkit._checks import check_integer, check_positive, reject
-from keras_trainkit.callbacks._schedule import ScheduleCallback
-from keras_trainkit.optimizers import _exchange
+from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
+from keras_trainkit.optimizers._scheduled import momentum_name, with_momentum
 
 
 class OneCycle(ScheduleCallback):
@@ -115,7 +115,7 @@ class OneCycle(ScheduleCallback):
                 )
             total_steps = max(2, steps_per_epoch * self.params["epochs"])
         rate, momentum = self._make(total_steps)
-        if momentum is not None and _exchange.momentum_name(optimizer) is None:
+        if momentum is not None and momentum_name(optimizer) is None:
             warnings.warn(
                 f"OneCycle cannot cycle the momentum of {type(optimizer).__name__}; it "
                 "cycles the learning rate alone. Pass momentum=None to say so yourself",
@@ -129,6 +129,6 @@ class OneCycle(ScheduleCallback):
     ) -> keras.optimizers.Optimizer:
         """The user's own, or with momentum where it had none."""
         if self.momentum is not None and getattr(optimizer, "momentum", None) == 0:
-            if _exchange.momentum_name(optimizer) == "momentum":
-                return _exchange.with_momentum(self.model, self.momentum[1])
+            if momentum_name(optimizer) == "momentum":
+                return with_momentum(self.model, self.momentum[1])
         return optimizer

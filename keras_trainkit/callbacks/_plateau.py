@@ -10,9 +10,10 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
+from keras_trainkit._training.optimizer import own_schedule
 from keras_trainkit._types import Schedule
-from keras_trainkit.callbacks._schedule import ScheduleCallback
-from keras_trainkit.optimizers import _exchange
+from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
+from keras_trainkit.optimizers._scheduled import with_schedules
 
 
 class PlateauSchedule(ScheduleCallback):
@@ -86,7 +87,7 @@ class PlateauSchedule(ScheduleCallback):
 
     def make_schedules(self, optimizer, steps_per_epoch):
         """The schedule, or the optimizer's own rate, with a factor to be lowered."""
-        base = _exchange.own_schedule(optimizer)
+        base = own_schedule(optimizer)
         state = {}
         if isinstance(base, schedules.Reducible):
             base, state = base.schedule, {"state": base.state}
@@ -133,7 +134,5 @@ class PlateauSchedule(ScheduleCallback):
     def on_train_end(self, logs=None):
         reducible = self._schedules[0]
         frozen = schedules.Reducible(reducible.schedule, reducible.state)
-        self._original = _exchange.with_schedules(
-            self.model, frozen, cls=type(self._original)
-        )
+        self._original = with_schedules(self.model, frozen, cls=type(self._original))
         super().on_train_end(logs)

@@ -144,7 +144,7 @@ def _names(model) -> list[str]:
 
 
 def _is_graph(model) -> bool:
-    from keras_trainkit._graph import is_graph
+    from keras_trainkit._model.graph import is_graph
 
     return is_graph(model)
 

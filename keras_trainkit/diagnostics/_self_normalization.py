@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers as kinds
 
 from keras_trainkit._checks import reject
-from keras_trainkit._recording import leaves, outputs
+from keras_trainkit._training.recording import leaves, outputs
 
 # How far from mean 0 and standard deviation 1 an input counts as standardized.
 _MEAN, _STD = 0.2, (0.7, 1.4)

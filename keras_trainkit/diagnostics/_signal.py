@@ -8,9 +8,14 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._recording import gradients_of, leaves, outputs
-from keras_trainkit._state import as_it_was
-from keras_trainkit.optimizers import _exchange
+from keras_trainkit._training.optimizer import (
+    core_optimizer,
+    install,
+    own_schedule,
+)
+from keras_trainkit._training.recording import gradients_of, leaves, outputs
+from keras_trainkit._training.state import as_it_was
+from keras_trainkit.optimizers._scheduled import with_schedules
 
 # The bounds of the activations that have some.
 _BOUNDS = {
@@ -156,8 +161,8 @@ def _backward(model, x, y):
     gradients = [_norm([found[id(v)] for v in own]) for own in variables]
     with as_it_was(model):
         # A copy, since an optimizer that takes a step before its time stays built.
-        own_rate = _exchange.own_schedule(_exchange.core_optimizer(model))
-        _exchange.replace(model, own_rate)
+        own_rate = own_schedule(core_optimizer(model))
+        install(model, with_schedules(model, own_rate), rewrap=True)
         before = [_arrays(own) for own in variables]
         model.train_on_batch(x, y)
         ratios = [

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, reject
-from keras_trainkit._compare import check_same, outputs, random_inputs
-from keras_trainkit._graph import is_graph
+from keras_trainkit._model.compare import check_same, outputs, random_inputs
+from keras_trainkit._model.graph import is_graph
 from keras_trainkit.export._files import convert_elsewhere, quiet, whole_file
 
 # The root mean square of the error that each may make, relative to that of the outputs:

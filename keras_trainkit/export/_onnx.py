@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit import _graph
-from keras_trainkit._compare import check_same, random_inputs
+from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.compare import check_same, random_inputs
 from keras_trainkit.export._files import convert_elsewhere, quiet, whole_file
 
 _CONVERT = """

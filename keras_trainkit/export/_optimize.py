@@ -7,11 +7,11 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_trainkit import _graph
 from keras_trainkit._checks import check_choice, reject
-from keras_trainkit._compare import check_same, random_inputs
-from keras_trainkit._compat import sublayers
-from keras_trainkit._graph import REMOVED, Call, Graph
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._model.graph import REMOVED, Call, Graph
 from keras_trainkit.folding import fold_batch_norm
 from keras_trainkit.layers._mc_dropout import AlwaysOn
 

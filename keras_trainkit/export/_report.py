@@ -14,9 +14,10 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._compare import distance
-from keras_trainkit._cost import flops, latencies
-from keras_trainkit._graph import is_graph, rebuild
+from keras_trainkit._model.compare import distance
+from keras_trainkit._model.flops import flops
+from keras_trainkit._model.graph import is_graph, rebuild
+from keras_trainkit._stopwatch import latencies
 from keras_trainkit.export._litert import load_litert
 from keras_trainkit.export._memory import peak_memory
 from keras_trainkit.export._onnx import onnx_runner

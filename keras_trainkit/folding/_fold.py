@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit import _graph
 from keras_trainkit._checks import reject
-from keras_trainkit._compare import check_same, random_inputs
-from keras_trainkit._compat import exchange_part, functional_part, sublayers
+from keras_trainkit._keras import exchange_part, functional_part, sublayers
+from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.compare import check_same, random_inputs
 from keras_trainkit.folding import _affine, _linear
 from keras_trainkit.folding._affine import Affine, Kept
 

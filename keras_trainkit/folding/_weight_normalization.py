@@ -2,8 +2,8 @@
 
 import keras
 
-from keras_trainkit import _graph
 from keras_trainkit._checks import reject
+from keras_trainkit._model import graph as _graph
 from keras_trainkit.layers import WeightNormalization
 
 

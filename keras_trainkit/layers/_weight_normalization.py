@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._kernels import Kernel, kernels
+from keras_trainkit._model.kernels import Kernel, kernels
 from keras_trainkit.layers._axis import channels
 
 _ADAPTABLE = (

@@ -14,7 +14,7 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
-from keras_trainkit._recording import leaves
+from keras_trainkit._training.recording import leaves
 from keras_trainkit.callbacks import OneCycle
 from keras_trainkit.diagnostics._self_normalization import (
     layer_problem,

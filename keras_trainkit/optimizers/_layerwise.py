@@ -8,9 +8,9 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_positive, reject
-from keras_trainkit._compat import decays, live_layers
+from keras_trainkit._keras import decays, live_layers
+from keras_trainkit._training.optimizer import converted, has_schedule
 from keras_trainkit._types import Tensor
-from keras_trainkit.optimizers._exchange import converted, has_schedule
 from keras_trainkit.optimizers._momentum import ScheduledBeta, ScheduledMomentum
 
 # What is inherited besides Keras's class, which lets the momentum be a schedule.

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import backend_class, step_counter
+from keras_trainkit._keras import backend_class, step_counter
 from keras_trainkit._types import Schedule, Tensor
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule

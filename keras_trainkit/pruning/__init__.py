@@ -6,5 +6,5 @@ from keras_trainkit.pruning._magnitude import MagnitudePruning as MagnitudePruni
 from keras_trainkit.pruning._once import prune_once as prune_once
 from keras_trainkit.pruning._report import SparsityReport as SparsityReport
 from keras_trainkit.pruning._report import sparsity_report as sparsity_report
-from keras_trainkit.pruning._schedules import ConstantSparsity as ConstantSparsity
-from keras_trainkit.pruning._schedules import PolynomialSparsity as PolynomialSparsity
+from keras_trainkit.pruning._sparsity import ConstantSparsity as ConstantSparsity
+from keras_trainkit.pruning._sparsity import PolynomialSparsity as PolynomialSparsity

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_trainkit._compat import arguments
-from keras_trainkit._graph import Edge, read
+from keras_trainkit._keras import arguments
+from keras_trainkit._model.graph import Edge, read
 from keras_trainkit.layers import RReLU
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
 

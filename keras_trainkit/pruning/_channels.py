@@ -13,10 +13,11 @@ from keras_trainkit._checks import (
     check_integer,
     reject,
 )
-from keras_trainkit._compare import random_inputs
-from keras_trainkit._cost import flops, latencies
-from keras_trainkit._graph import check_graph, rebuild
-from keras_trainkit._select import check_all_used, check_selectors, selected
+from keras_trainkit._model.compare import random_inputs
+from keras_trainkit._model.flops import flops
+from keras_trainkit._model.graph import check_graph, rebuild
+from keras_trainkit._model.select import check_all_used, check_selectors, selected
+from keras_trainkit._stopwatch import latencies
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
 from keras_trainkit.pruning._channel_rules import trace
 from keras_trainkit.pruning._importance import IMPORTANCES, Scores, score

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._recording import gradients_of
+from keras_trainkit._training.recording import gradients_of
 from keras_trainkit.pruning._channel_groups import Channels, Slices
 
 IMPORTANCES = ("l1", "l2", "bn_gamma", "taylor", "random")

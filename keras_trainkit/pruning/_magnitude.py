@@ -9,15 +9,15 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._compat import sync_state
-from keras_trainkit._select import Selector
-from keras_trainkit._types import Tensor
-from keras_trainkit.optimizers._exchange import (
+from keras_trainkit._keras import sync_state
+from keras_trainkit._model.select import Selector
+from keras_trainkit._training.optimizer import (
     batches_seen,
     core_optimizer,
     same_variables,
 )
-from keras_trainkit.pruning._schedules import (
+from keras_trainkit._types import Tensor
+from keras_trainkit.pruning._sparsity import (
     ConstantSparsity,
     PolynomialSparsity,
     Sparsity,

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._kernels import Kernel
+from keras_trainkit._model.kernels import Kernel
 from keras_trainkit._types import Tensor
 
 

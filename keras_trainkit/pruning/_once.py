@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainkit._select import Selector
+from keras_trainkit._model.select import Selector
 from keras_trainkit.pruning._targets import find_targets, make_rule
 
 

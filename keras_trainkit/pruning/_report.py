@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_trainkit._kernels import Kernel
-from keras_trainkit._select import kernels_in
+from keras_trainkit._model.kernels import Kernel
+from keras_trainkit._model.select import kernels_in
 from keras_trainkit.pruning._masks import Pattern, keeps_to, parse_pattern
 
 

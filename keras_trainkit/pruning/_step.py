@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainkit._compat import as_one_op, moving_averages, step_counter
+from keras_trainkit._keras import as_one_op, moving_averages, step_counter
 from keras_trainkit._types import Tensor
 
 

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_in_range, reject
-from keras_trainkit._kernels import Kernel
-from keras_trainkit._select import (
+from keras_trainkit._model.kernels import Kernel
+from keras_trainkit._model.select import (
     Selector,
     check_all_used,
     check_selectors,

@@ -7,11 +7,18 @@ from typing import Any
 import keras
 
 from keras_trainkit._checks import check_integer, check_positive, reject
-from keras_trainkit._freezing import Start, restore_flags, trainable_flags
-from keras_trainkit._select import Selector
-from keras_trainkit._state import weights_back_on_error
+from keras_trainkit._model.select import Selector
+from keras_trainkit._training.optimizer import (
+    core_optimizer,
+    fresh_copy,
+    give_back,
+    has_schedule,
+    install,
+)
+from keras_trainkit._training.state import weights_back_on_error
+from keras_trainkit._training.trainable import Start, restore_flags, trainable_flags
 from keras_trainkit.callbacks import OneCycle
-from keras_trainkit.optimizers import _exchange, layerwise
+from keras_trainkit.optimizers import layerwise
 from keras_trainkit.transfer._freeze import freeze, unfreeze
 
 
@@ -90,12 +97,12 @@ def fine_tune(
         cycles = [*callbacks, OneCycle(max_lr, **cycle)]
         return model.fit(x, y, epochs=epochs, callbacks=cycles, **kwargs)
 
-    original = _exchange.core_optimizer(model)
+    original = core_optimizer(model)
     flags = trainable_flags(model)
     histories = []
     try:
         with weights_back_on_error(model):
-            _exchange.install(model, _exchange.fresh_copy(model))
+            install(model, fresh_copy(model))
             if freeze_epochs:
                 since: Start | None = -1 if head is None else None
                 freeze(model)
@@ -104,22 +111,22 @@ def fine_tune(
                 histories.append(train(freeze_epochs, rate, pct_start=0.99))
             unfreeze(model, batch_norm=batch_norm)
             top = rate / 2
-            plain = _exchange.core_optimizer(model)
-            _exchange.install(model, layerwise(plain, slice(top / lr_mult, top)))
+            plain = core_optimizer(model)
+            install(model, layerwise(plain, slice(top / lr_mult, top)))
             histories.append(train(epochs, top, pct_start=0.3, div_factor=5.0))
     except BaseException:
         restore_flags(flags)
-        _exchange.install(model, original)
+        install(model, original)
         raise
-    _exchange.give_back(model, original)
+    give_back(model, original)
     return _joined(histories)
 
 
 def _rate(model: keras.Model, learning_rate: float | None) -> float:
     if learning_rate is not None:
         return check_positive("learning_rate", learning_rate)
-    optimizer = _exchange.core_optimizer(model)
-    if _exchange.has_schedule(optimizer):
+    optimizer = core_optimizer(model)
+    if has_schedule(optimizer):
         reject("learning_rate", None, "a number where the optimizer has a schedule")
     return float(optimizer.learning_rate)
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import keras
 
 from keras_trainkit._checks import reject
-from keras_trainkit._freezing import (
+from keras_trainkit._model.select import Selector
+from keras_trainkit._training.optimizer import core_optimizer, follow_trainable
+from keras_trainkit._training.trainable import (
     Chain,
     Start,
     meant,
@@ -13,8 +15,6 @@ from keras_trainkit._freezing import (
     set_trainable,
     weighted_layers,
 )
-from keras_trainkit._select import Selector
-from keras_trainkit.optimizers import _exchange
 
 
 def freeze(
@@ -103,8 +103,8 @@ def unfreeze(
 def _set(model: keras.Model, chosen: list[Chain], value: bool) -> list[str]:
     if model.compiled:
         # Raises before anything is changed, if this optimizer cannot be exchanged.
-        _exchange.core_optimizer(model)
+        core_optimizer(model)
     set_trainable(model, chosen, value)
     if model.compiled:
-        _exchange.follow_trainable(model)
+        follow_trainable(model)
     return ["/".join(layer.name for layer in chain) for chain in chosen]

@@ -7,8 +7,8 @@ import keras
 from keras import layers
 from keras.layers import Layer
 
-from keras_trainkit import _graph
 from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._model import graph as _graph
 
 # What may stand behind the last Dense of a head.
 _BEHIND = (

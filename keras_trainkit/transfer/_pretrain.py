@@ -9,7 +9,7 @@ from keras import layers
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_in_range, check_integer, reject
-from keras_trainkit._state import weights_back_on_error
+from keras_trainkit._training.state import weights_back_on_error
 
 
 def pretrain_autoencoder(

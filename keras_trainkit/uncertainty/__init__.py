@@ -17,6 +17,6 @@ from keras_trainkit.uncertainty._calibration import rejection_curve as rejection
 from keras_trainkit.uncertainty._calibration import (
     reliability_curve as reliability_curve,
 )
-from keras_trainkit.uncertainty._copy import to_mc as to_mc
 from keras_trainkit.uncertainty._predict import mc_predict as mc_predict
 from keras_trainkit.uncertainty._prediction import MCPrediction as MCPrediction
+from keras_trainkit.uncertainty._to_mc import to_mc as to_mc

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainkit import _graph
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import functional_part, sublayers
+from keras_trainkit._keras import functional_part, sublayers
+from keras_trainkit._model import graph as _graph
 from keras_trainkit.uncertainty._noise import Noise, drops, live
 
 # Numbers in the largest tensor of a pass: enough to keep the cores busy, and not far

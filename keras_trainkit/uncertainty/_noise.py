@@ -14,7 +14,7 @@ from typing import Any
 from keras import layers, ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import patched, sublayers
+from keras_trainkit._keras import patched, sublayers
 from keras_trainkit.layers._mc_layers import in_training
 
 _GOLDEN = 0x9E3779B9

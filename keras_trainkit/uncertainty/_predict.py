@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from keras_trainkit import _graph
 from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
-from keras_trainkit._compat import functional_part
+from keras_trainkit._keras import functional_part
+from keras_trainkit._model import graph as _graph
 from keras_trainkit.uncertainty._engine import Engine, Sums, merged
 from keras_trainkit.uncertainty._prediction import MCPrediction
 

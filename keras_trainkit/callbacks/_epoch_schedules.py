@@ -8,7 +8,7 @@ from keras.optimizers.schedules import ExponentialDecay, PiecewiseConstantDecay
 from keras_trainkit import schedules
 from keras_trainkit._checks import check_positive, reject
 from keras_trainkit._types import Schedule
-from keras_trainkit.callbacks._schedule import ScheduleCallback
+from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 

@@ -1,15 +1,13 @@
-"""What a model costs: multiplications by counting, time by the clock."""
+"""What a model costs in multiplications."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 from keras import layers
 
-from keras_trainkit._graph import Call, Edge, read
-from keras_trainkit._kernels import kernels
+from keras_trainkit._model.graph import Call, Edge, read
+from keras_trainkit._model.kernels import kernels
 
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
@@ -86,23 +84,3 @@ def _attention(call: Call, shape_of: ShapeOf) -> int:
         _, heads, size = shape_of(dense.kernel)
         total += rows * columns * heads * size
     return total
-
-
-def latencies(
-    predictors: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 2
-) -> list[np.ndarray]:
-    """Seconds of each call of some functions, taken in turn.
-
-    In turn, since the speed of a machine drifts: what they are compared by then is the
-    same stretch of time.
-    """
-    for predict in predictors:
-        for _ in range(warm_up):
-            predict()
-    taken = np.empty((len(predictors), repetitions))
-    for i in range(repetitions):
-        for k, predict in enumerate(predictors):
-            start = time.perf_counter()
-            predict()
-            taken[k, i] = time.perf_counter() - start
-    return list(taken)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._compat import functional_part, sublayers
+from keras_trainkit._keras import functional_part, sublayers
 
 # The largest error relative to the largest output that is put down to rounding.
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}

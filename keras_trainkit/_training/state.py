@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import keras
 import numpy as np
 
-from keras_trainkit._compat import sync_state, torch_rng_state, unbuilt_as_before
+from keras_trainkit._keras import sync_state, torch_rng_state, unbuilt_as_before
 
 
 @contextlib.contextmanager

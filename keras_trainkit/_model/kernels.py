@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import keras
 from keras import layers
 
-from keras_trainkit._compat import live_layers, sublayers
+from keras_trainkit._keras import live_layers, sublayers
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,14 @@ from typing import Any
 
 import keras
 
+from keras_trainkit._training.optimizer import (
+    batches_seen,
+    core_optimizer,
+    give_back,
+    install,
+)
 from keras_trainkit._types import Schedule
-from keras_trainkit.optimizers import _exchange
+from keras_trainkit.optimizers._scheduled import with_schedules
 from keras_trainkit.schedules import Delay
 
 
@@ -47,13 +53,11 @@ class ScheduleCallback(keras.callbacks.Callback):
         """
         super().set_params(params)
         self._begun = self._training = False
-        optimizer = _exchange.core_optimizer(self.model)
+        optimizer = core_optimizer(self.model)
         rate, momentum = self.make_schedules(optimizer, self.params["steps"])
         self._original = self.optimizer_to_leave(optimizer)
         self._schedules = rate, momentum
-        _exchange.install(
-            self.model, _exchange.with_schedules(self.model, rate, momentum)
-        )
+        install(self.model, with_schedules(self.model, rate, momentum))
 
     def optimizer_to_leave(
         self, optimizer: keras.optimizers.Optimizer
@@ -68,8 +72,8 @@ class ScheduleCallback(keras.callbacks.Callback):
         if self._begun:
             return
         self._begun = True
-        optimizer = _exchange.core_optimizer(self.model)
-        begin = _exchange.batches_seen(self.model) - epoch * (self.params["steps"] or 0)
+        optimizer = core_optimizer(self.model)
+        begin = batches_seen(self.model) - epoch * (self.params["steps"] or 0)
         if begin:
             rate, momentum = self._schedules
             optimizer.learning_rate = rate = self.begin_at(rate, begin)
@@ -85,7 +89,7 @@ class ScheduleCallback(keras.callbacks.Callback):
         if logs is None:
             return
         rate, momentum = self._schedules
-        last_step = _exchange.batches_seen(self.model) - 1
+        last_step = batches_seen(self.model) - 1
         logs["learning_rate"] = float(rate(last_step))
         if momentum is not None:
             logs["momentum"] = float(momentum(last_step))
@@ -104,6 +108,6 @@ class ScheduleCallback(keras.callbacks.Callback):
     def _give_back(self):
         if self._original is None:
             return
-        _exchange.give_back(self.model, self._original)
+        give_back(self.model, self._original)
         self._original = None
         self._training = False

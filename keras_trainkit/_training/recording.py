@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._compat import patched
-from keras_trainkit._state import as_it_was
+from keras_trainkit._keras import patched
+from keras_trainkit._training.state import as_it_was
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:

@@ -5,9 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit import _graph, layers
+from keras_trainkit import layers
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._compat import sublayers
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model import graph as _graph
 from keras_trainkit.layers._mc_dropout import AlwaysOn
 from keras_trainkit.uncertainty._noise import drops
 

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 from keras.layers import Layer
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import sublayers
-from keras_trainkit._kernels import Kernel, own_kernels
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model.kernels import Kernel, own_kernels
 
 Selector: TypeAlias = str | type | Layer | Callable[[Layer], bool]
 """A layer; a type of layers; a regular expression that matches the whole of a layer's

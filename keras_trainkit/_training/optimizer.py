@@ -1,4 +1,4 @@
-"""Exchange a model's optimizer for one that follows schedules, and back."""
+"""The optimizer of a model: its copies, and which one a fit uses."""
 
 from collections import defaultdict
 from typing import Any
@@ -7,8 +7,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import (
-    backend_class,
+from keras_trainkit._keras import (
     copy_exclusions,
     moving_averages,
     set_inner_optimizer,
@@ -17,15 +16,6 @@ from keras_trainkit._compat import (
     updated_variables,
 )
 from keras_trainkit._types import Schedule
-from keras_trainkit.optimizers import _momentum as optimizers
-
-# From the classes that Keras instantiates to those with a schedulable momentum.
-_SCHEDULABLE = {
-    backend_class(keras.optimizers.SGD): optimizers.SGD,
-    backend_class(keras.optimizers.Adam): optimizers.Adam,
-    backend_class(keras.optimizers.AdamW): optimizers.AdamW,
-    backend_class(keras.optimizers.Nadam): optimizers.Nadam,
-}
 
 
 def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
@@ -44,44 +34,9 @@ def batches_seen(model: keras.Model) -> int:
     return int(step_counter(optimizer)) if optimizer.built else 0
 
 
-def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
-    """What the optimizer calls its momentum; None if it cannot be scheduled."""
-    cls = _schedulable(optimizer)
-    return cls._HYPERPARAMETER if cls else None
-
-
 def has_schedule(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether the optimizer's learning rate is a schedule."""
     return isinstance(optimizer.get_config()["learning_rate"], dict)
-
-
-def with_schedules(
-    model: keras.Model,
-    learning_rate: Schedule | float,
-    momentum: Schedule | None = None,
-    cls: type | None = None,
-) -> keras.optimizers.Optimizer:
-    """A copy of the model's optimizer, its state included, that follows schedules.
-
-    Args:
-        model: The model.
-        learning_rate: The learning rate, most often a schedule.
-        momentum: Schedule of the momentum, where `momentum_name` is not None.
-        cls: Class of the copy, where a schedule's state then stays out of the
-            variables; by default that of the optimizer, or ours where a schedule needs
-            it.
-    """
-    optimizer = core_optimizer(model)
-    changes = {"learning_rate": learning_rate}
-    ours = _schedulable(optimizer)
-    if momentum is not None and ours:
-        changes[ours._HYPERPARAMETER] = momentum
-    if cls is not None:
-        return _copy(model, optimizer, cls, changes)
-    stateful = hasattr(learning_rate, "bind")
-    needs_ours = momentum is not None or stateful
-    cls = ours if ours and needs_ours else type(optimizer)
-    return _copy(model, optimizer, cls, changes, stateful)
 
 
 def own_schedule(optimizer: keras.optimizers.Optimizer) -> Schedule | float:
@@ -92,27 +47,37 @@ def own_schedule(optimizer: keras.optimizers.Optimizer) -> Schedule | float:
     )
 
 
-def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optimizer:
-    """A copy of the model's SGD that has a velocity to keep."""
-    optimizer = core_optimizer(model)
-    return _copy(model, optimizer, type(optimizer), {"momentum": momentum})
+def install(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, *, rewrap: bool = False
+) -> None:
+    """Make `optimizer` the one that updates the model's weights in the next step.
 
-
-def install(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-    """Make `optimizer` the one that updates the model's weights in the next step."""
-    if hasattr(model.optimizer, "inner_optimizer"):
-        set_inner_optimizer(model.optimizer, optimizer)
-    else:
+    Args:
+        model: The model.
+        optimizer: The optimizer, without a loss-scaling one around it.
+        rewrap: Give the model a loss-scaling optimizer of its own where it has one, and
+            leave the present one, and what the model's file names, alone. For what puts
+            `model.optimizer` back itself.
+    """
+    outer = model.optimizer
+    if outer is core_optimizer(model):
         model.optimizer = optimizer
-    set_saved_optimizer(model, optimizer)
+    elif rewrap:
+        scale = float(outer.dynamic_scale) if outer.built else outer.initial_scale
+        model.optimizer = keras.optimizers.LossScaleOptimizer(
+            optimizer, initial_scale=scale
+        )
+    else:
+        set_inner_optimizer(outer, optimizer)
+    if not rewrap:
+        set_saved_optimizer(model, optimizer)
     # The compiled step holds the old one; `fit` makes a step where there is none.
     model.train_function = None
 
 
 def fresh_copy(model: keras.Model) -> keras.optimizers.Optimizer:
     """A copy of the model's optimizer, its state included."""
-    optimizer = core_optimizer(model)
-    return _copy(model, optimizer, type(optimizer), {})
+    return copy_for(model, type(core_optimizer(model)), {})
 
 
 def follow_trainable(model: keras.Model) -> None:
@@ -144,20 +109,6 @@ def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
         carry_over(current, original)
     install(model, original)
     follow_trainable(model)
-
-
-def replace(model: keras.Model, learning_rate: Schedule | float) -> None:
-    """Give the model a whole new optimizer with another learning rate.
-
-    Unlike `install`, it leaves the loss-scaling optimizer of mixed precision alone.
-    """
-    copy = with_schedules(model, learning_rate)
-    outer = model.optimizer
-    if outer is not core_optimizer(model):
-        scale = float(outer.dynamic_scale) if outer.built else outer.initial_scale
-        copy = keras.optimizers.LossScaleOptimizer(copy, initial_scale=scale)
-    model.optimizer = copy
-    model.train_function = None
 
 
 def carry_over(
@@ -204,19 +155,23 @@ def converted(
     return copy
 
 
-def _schedulable(optimizer):
-    """The class of an optimizer like this one whose momentum may be a schedule."""
-    cls = type(optimizer)
-    return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)
+def copy_for(
+    model: keras.Model,
+    cls: type,
+    changes: dict[str, Any],
+    stateful: bool = False,
+) -> keras.optimizers.Optimizer:
+    """A copy of the model's optimizer, of another class and config, state included.
 
+    It is built for what trains now.
 
-def _unbuilt(optimizer, cls, changes):
-    copy = cls.from_config({**optimizer.get_config(), **changes})
-    copy_exclusions(optimizer, copy)
-    return copy
-
-
-def _copy(model, optimizer, cls, changes, stateful=False):
+    Args:
+        model: The model.
+        cls: The class of the copy.
+        changes: The arguments that differ.
+        stateful: Whether the learning rate is a schedule with variables.
+    """
+    optimizer = core_optimizer(model)
     copy = _unbuilt(optimizer, cls, changes)
     if stateful and not changes["learning_rate"].bound:
         changes["learning_rate"].bind(copy.add_variable)
@@ -226,4 +181,10 @@ def _copy(model, optimizer, cls, changes, stateful=False):
         known = {id(variable) for variable in updated_variables(optimizer)}
         new = [v for v in model.trainable_variables if id(v) not in known]
         start_averages(copy, new)
+    return copy
+
+
+def _unbuilt(optimizer, cls, changes):
+    copy = cls.from_config({**optimizer.get_config(), **changes})
+    copy_exclusions(optimizer, copy)
     return copy

@@ -12,7 +12,7 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import reject
-from keras_trainkit._compat import functional_part, nodes, run_node, run_through
+from keras_trainkit._keras import functional_part, nodes, run_node, run_through
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_in_range, reject
-from keras_trainkit._compat import sublayers
-from keras_trainkit._select import (
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model.select import (
     Selector,
     check_all_used,
     check_selectors,

@@ -1,0 +1,1 @@
+"""What a fit changes: state, the optimizer, which layers train, batches."""

@@ -1,0 +1,63 @@
+"""Copies of a model's optimizer whose learning rate or momentum is a schedule."""
+
+import keras
+
+from keras_trainkit._keras import backend_class
+from keras_trainkit._training.optimizer import copy_for, core_optimizer
+from keras_trainkit._types import Schedule
+from keras_trainkit.optimizers import _momentum as optimizers
+
+# From the classes that Keras instantiates to those with a schedulable momentum.
+_SCHEDULABLE = {
+    backend_class(keras.optimizers.SGD): optimizers.SGD,
+    backend_class(keras.optimizers.Adam): optimizers.Adam,
+    backend_class(keras.optimizers.AdamW): optimizers.AdamW,
+    backend_class(keras.optimizers.Nadam): optimizers.Nadam,
+}
+
+
+def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
+    """What the optimizer calls its momentum; None if it cannot be scheduled."""
+    cls = _schedulable(optimizer)
+    return cls._HYPERPARAMETER if cls else None
+
+
+def with_schedules(
+    model: keras.Model,
+    learning_rate: Schedule | float,
+    momentum: Schedule | None = None,
+    cls: type | None = None,
+) -> keras.optimizers.Optimizer:
+    """A copy of the model's optimizer, its state included, that follows schedules.
+
+    Args:
+        model: The model.
+        learning_rate: The learning rate, most often a schedule.
+        momentum: Schedule of the momentum, where `momentum_name` is not None.
+        cls: Class of the copy, where a schedule's state then stays out of the
+            variables; by default that of the optimizer, or ours where a schedule needs
+            it.
+    """
+    optimizer = core_optimizer(model)
+    changes = {"learning_rate": learning_rate}
+    ours = _schedulable(optimizer)
+    if momentum is not None and ours:
+        changes[ours._HYPERPARAMETER] = momentum
+    if cls is not None:
+        return copy_for(model, cls, changes)
+    stateful = hasattr(learning_rate, "bind")
+    needs_ours = momentum is not None or stateful
+    cls = ours if ours and needs_ours else type(optimizer)
+    return copy_for(model, cls, changes, stateful)
+
+
+def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optimizer:
+    """A copy of the model's SGD that has a velocity to keep."""
+    optimizer = core_optimizer(model)
+    return copy_for(model, type(optimizer), {"momentum": momentum})
+
+
+def _schedulable(optimizer):
+    """The class of an optimizer like this one whose momentum may be a schedule."""
+    cls = type(optimizer)
+    return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)
