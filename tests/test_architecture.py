@@ -13,7 +13,7 @@ ROOT = Path(keras_trainkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LEVELS = [
-    {"_types", "_checks", "_keras", "_model", "_training", "_stopwatch"},
+    {"_types", "_checks", "_keras", "_model", "_training", "_stopwatch", "_table"},
     {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"},
     {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics"}
     | {"initializers", "callbacks"},

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from keras_trainkit._table import Table
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -103,7 +105,7 @@ def _certainty(results: Results) -> list[str]:
         " with dropout switched on. NLL is the mean negative log likelihood in nats, "
         "ECE the expected calibration error; lower is better for both.",
         "",
-        *_table(["prediction", "test accuracy", "NLL", "ECE"], rows),
+        Table(["prediction", "test accuracy", "NLL", "ECE"], rows).markdown(),
         "",
         "Of the half of the test images that it is more certain of (lower predictive "
         f"entropy), {results.halves[0]:.2%} are right; of the other half, "
@@ -145,9 +147,9 @@ def _shipping(results: Results) -> list[str]:
         "Each file was run by LiteRT: the latency is the median over 300 runs of one "
         "image, the files taking turns.",
         "",
-        *_table(
+        Table(
             ["file", "kB", "kB after gzip", "ms for one image", "test accuracy"], rows
-        ),
+        ).markdown(),
         "",
         "![Size, latency and accuracy of each file](variants.png)",
         "",
@@ -155,11 +157,6 @@ def _shipping(results: Results) -> list[str]:
         "[folded](model_folded.keras), [pruned](model_pruned.keras).",
         "",
     ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _describe(layer: keras.layers.Layer) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers as kinds
 
 from keras_trainkit._checks import reject
+from keras_trainkit._table import Report, Table
 from keras_trainkit._training.recording import leaves, outputs
 
 # How far from mean 0 and standard deviation 1 an input counts as standardized.
@@ -25,7 +26,7 @@ _HARMLESS = (
 
 
 @dataclass(frozen=True, repr=False)
-class SelfNormalizationReport:
+class SelfNormalizationReport(Report):
     """Whether a network normalizes itself, layer by layer.
 
     Attributes:
@@ -46,17 +47,15 @@ class SelfNormalizationReport:
         """Whether every condition holds."""
         return not self.problems
 
-    def summary(self) -> str:
-        """A table with a line for each layer, and what breaks a condition."""
-        width = max([len(name) for name in self.names] + [5])
-        lines = [f"{'layer':{width}}      mean       std"]
+    def _table(self) -> Table:
         rows = zip(self.names, self.means, self.stds, strict=True)
-        lines += [f"{n:{width}} {m:9.3g} {s:9.3g}" for n, m, s in rows]
-        lines += [f"! {name}: {why}" for name, why in self.problems.items()]
-        verdict = "holds" if self.holds else "does not hold"
-        return "\n".join([*lines, f"self-normalization {verdict}"])
+        cells = [[name, f"{mean:.3g}", f"{std:.3g}"] for name, mean, std in rows]
+        return Table(["layer", "mean", "std"], cells)
 
-    __repr__ = summary
+    def _notes(self) -> list[str]:
+        verdict = "holds" if self.holds else "does not hold"
+        problems = [f"! {name}: {why}" for name, why in self.problems.items()]
+        return [*problems, f"self-normalization {verdict}"]
 
 
 def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import reject
+from keras_trainkit._table import Report, Table
 from keras_trainkit._training.optimizer import (
     core_optimizer,
     install,
@@ -64,7 +65,7 @@ class LayerSignal:
 
 
 @dataclass(frozen=True, repr=False)
-class SignalReport:
+class SignalReport(Report):
     """The signal in each layer of a model, in the order of the pass.
 
     Attributes:
@@ -75,23 +76,12 @@ class SignalReport:
     layers: tuple[LayerSignal, ...]
     problems: tuple[str, ...] = ()
 
-    def summary(self) -> str:
-        """A table with a line for each layer, and the problems."""
-        width = max([len(layer.name) for layer in self.layers] + [5])
-        columns = "mean std dead saturated gradient update".split()
-        lines = [f"{'layer':{width}} " + " ".join(f"{c:>9}" for c in columns)]
-        for layer in self.layers:
-            cells = [f"{layer.mean:.3g}", f"{layer.std:.3g}", f"{layer.dead:.1%}"]
-            cells.append("" if layer.saturated is None else f"{layer.saturated:.1%}")
-            cells += [
-                "" if value is None else f"{value:.2e}"
-                for value in (layer.gradient_norm, layer.update_ratio)
-            ]
-            row = " ".join(f"{c:>9}" for c in cells)
-            lines.append(f"{layer.name:{width}} {row}".rstrip())
-        return "\n".join([*lines, *(f"! {problem}" for problem in self.problems)])
+    def _table(self) -> Table:
+        head = ["layer", "mean", "std", "dead", "saturated", "gradient", "update"]
+        return Table(head, [_cells(layer) for layer in self.layers])
 
-    __repr__ = summary
+    def _notes(self) -> list[str]:
+        return [f"! {problem}" for problem in self.problems]
 
 
 def signal_report(
@@ -151,6 +141,21 @@ def signal_report(
         for layer, array in arrays.items()
     )
     return SignalReport(signals, tuple(_problems(signals)))
+
+
+def _cells(layer: LayerSignal) -> list[str]:
+    def number(form: str, value: float | None) -> str:
+        return "" if value is None else form.format(value)
+
+    return [
+        layer.name,
+        f"{layer.mean:.3g}",
+        f"{layer.std:.3g}",
+        f"{layer.dead:.1%}",
+        number("{:.1%}", layer.saturated),
+        number("{:.2e}", layer.gradient_norm),
+        number("{:.2e}", layer.update_ratio),
+    ]
 
 
 def _backward(model, x, y):

@@ -18,6 +18,7 @@ from keras_trainkit._model.compare import distance
 from keras_trainkit._model.flops import flops
 from keras_trainkit._model.graph import is_graph, rebuild
 from keras_trainkit._stopwatch import latencies
+from keras_trainkit._table import Report, Table
 from keras_trainkit.export._litert import load_litert
 from keras_trainkit.export._memory import peak_memory
 from keras_trainkit.export._onnx import onnx_runner
@@ -87,7 +88,7 @@ class Variant:
 
 
 @dataclass(frozen=True, repr=False)
-class DeploymentReport:
+class DeploymentReport(Report):
     """Variants of a model side by side.
 
     Attributes:
@@ -98,20 +99,15 @@ class DeploymentReport:
     variants: tuple[Variant, ...]
     environment: dict[str, str]
 
-    def to_markdown(self) -> str:
-        """A table with a row for each variant, and under it notes and environment."""
+    def _table(self) -> Table:
         head = ["variant", "runtime", "parameters", "non-zero", "MFLOPs", "kB", "gzip"]
         head += [f"ms, batch {size} (p95)" for size in _BATCHES]
         head += ["peak MB", "accuracy", "NLL", "max difference"]
-        lines = [" | ".join(head), " | ".join(["---"] * len(head))]
-        lines += [" | ".join(_cells(variant)) for variant in self.variants]
-        notes = [f"- {v.name}: {v.note}" for v in self.variants if v.note]
-        facts = [f"{name}: {value}" for name, value in self.environment.items()]
-        table = [f"| {line} |" for line in lines]
-        return "\n".join([*table, "", *notes, *([""] if notes else []), *facts])
+        return Table(head, [_cells(variant) for variant in self.variants])
 
-    # The last is what a notebook shows.
-    __repr__ = summary = _repr_markdown_ = to_markdown
+    def _notes(self) -> list[str]:
+        notes = [f"{v.name}: {v.note}" for v in self.variants if v.note]
+        return notes + [f"{name}: {value}" for name, value in self.environment.items()]
 
     def to_json(self) -> str:
         """Everything as JSON."""

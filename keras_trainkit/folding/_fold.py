@@ -12,12 +12,13 @@ from keras_trainkit._checks import reject
 from keras_trainkit._keras import exchange_part, functional_part, sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._table import Report, Table
 from keras_trainkit.folding import _affine, _linear
 from keras_trainkit.folding._affine import Affine, Kept
 
 
 @dataclass(frozen=True, repr=False)
-class FoldResult:
+class FoldResult(Report):
     """A model with its BatchNorms folded.
 
     Attributes:
@@ -33,16 +34,19 @@ class FoldResult:
     kept: dict[str, str]
     max_error: float
 
+    def _table(self) -> Table:
+        rows = [[name, "folded"] for name in self.folded]
+        return Table(["BatchNorm", ""], rows + [[name, "kept"] for name in self.kept])
+
+    def _notes(self) -> list[str]:
+        count = f"{len(self.folded)} BatchNorm layers folded, {len(self.kept)} kept"
+        error = f"largest relative error {self.max_error:.1e}"
+        reasons = [f"kept {name}: {reason}" for name, reason in self.kept.items()]
+        return [f"{count}, {error}", *reasons]
+
     def summary(self) -> str:
         """What was folded, what was not and why."""
-        lines = [
-            f"{len(self.folded)} BatchNorm layers folded, {len(self.kept)} kept, "
-            f"largest relative error {self.max_error:.1e}"
-        ]
-        lines += [f"  kept {name}: {reason}" for name, reason in self.kept.items()]
-        return "\n".join(lines)
-
-    __repr__ = summary
+        return "\n".join(self._notes())
 
 
 def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:

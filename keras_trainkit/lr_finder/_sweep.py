@@ -8,10 +8,11 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_positive, reject
+from keras_trainkit._table import Report, Table
 
 
 @dataclass(frozen=True, repr=False)
-class LRSweepResult:
+class LRSweepResult(Report):
     """The learning curves of trainings that differ in their learning rate.
 
     Attributes:
@@ -35,15 +36,14 @@ class LRSweepResult:
         last = self.curves[monitor][:, -1] * (1 if mode == "min" else -1)
         return float(self.rates[int(np.argmin(np.where(np.isnan(last), np.inf, last)))])
 
-    def summary(self) -> str:
+    def _table(self) -> Table:
         """The last value of each curve at each rate."""
-        lines = [f"{'rate':>9} " + " ".join(f"{name:>13}" for name in self.curves)]
-        for place, rate in enumerate(self.rates):
-            ends = (curve[place, -1] for curve in self.curves.values())
-            lines.append(f"{rate:9.3g} " + " ".join(f"{end:13.4g}" for end in ends))
-        return "\n".join(lines)
-
-    __repr__ = summary
+        ends = zip(*(curve[:, -1] for curve in self.curves.values()), strict=True)
+        rows = [
+            [f"{rate:.3g}", *(f"{end:.4g}" for end in values)]
+            for rate, values in zip(self.rates, ends, strict=True)
+        ]
+        return Table(["rate", *self.curves], rows)
 
 
 def lr_sweep(

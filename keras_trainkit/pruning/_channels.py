@@ -18,6 +18,7 @@ from keras_trainkit._model.flops import flops
 from keras_trainkit._model.graph import check_graph, rebuild
 from keras_trainkit._model.select import check_all_used, check_selectors, selected
 from keras_trainkit._stopwatch import latencies
+from keras_trainkit._table import Report, Table
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
 from keras_trainkit.pruning._channel_rules import trace
 from keras_trainkit.pruning._importance import IMPORTANCES, Scores, score
@@ -42,7 +43,7 @@ class Cost:
 
 
 @dataclass(frozen=True, repr=False)
-class ShrinkResult:
+class ShrinkResult(Report):
     """A model with fewer channels, and what that changed.
 
     Attributes:
@@ -60,8 +61,7 @@ class ShrinkResult:
     kept: dict[str, np.ndarray]
     whole: dict[str, str]
 
-    def summary(self) -> str:
-        """The costs before and after, and what was left whole."""
+    def _table(self) -> Table:
         rows: list[tuple[str, float, float, str]] = [
             ("parameters", self.before.parameters, self.after.parameters, "{:,}"),
             ("FLOPs", self.before.flops, self.after.flops, "{:,}"),
@@ -70,15 +70,14 @@ class ShrinkResult:
             rows.append(
                 ("ms", 1e3 * self.before.latency, 1e3 * self.after.latency, "{:.2f}")
             )
-        lines = [f"{'':<12}{'before':>16}{'after':>16}{'change':>9}"]
-        lines += [
-            f"{name:<12}{form.format(a):>16}{form.format(b):>16}{b / a - 1:>+9.1%}"
+        cells = [
+            [name, form.format(a), form.format(b), f"{b / a - 1:+.1%}"]
             for name, a, b, form in rows
         ]
-        lines += [f"{path}: whole, {reason}" for path, reason in self.whole.items()]
-        return "\n".join(lines)
+        return Table(["", "before", "after", "change"], cells)
 
-    __repr__ = summary
+    def _notes(self) -> list[str]:
+        return [f"{path}: whole, {reason}" for path, reason in self.whole.items()]
 
 
 def prune_channels(

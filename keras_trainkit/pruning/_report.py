@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_trainkit._model.kernels import Kernel
 from keras_trainkit._model.select import kernels_in
+from keras_trainkit._table import Report, Table
 from keras_trainkit.pruning._masks import Pattern, keeps_to, parse_pattern
 
 
@@ -36,7 +37,7 @@ class LayerSparsity:
 
 
 @dataclass(frozen=True, repr=False)
-class SparsityReport:
+class SparsityReport(Report):
     """Zeros in a whole model; unstructured zeros save bytes, not time.
 
     Attributes:
@@ -53,28 +54,19 @@ class SparsityReport:
     raw_bytes: int
     gzip_bytes: int
 
-    def summary(self) -> str:
-        """A table, one line for each kernel."""
-        width = max([len(layer.path) for layer in self.layers] + [5])
+    def _table(self) -> Table:
         asked = any(layer.pattern is not None for layer in self.layers)
-        lines = [
-            f"{'kernel':<{width}}  parameters  non-zero  sparsity  gzip bytes"
-            f"{'  pattern' if asked else ''}"
-        ]
-        lines += [
-            f"{layer.path:<{width}}  {layer.parameters:>10,}  {layer.nonzeros:>8,}"
-            f"  {layer.sparsity:>8.1%}  {layer.gzip_bytes:>10,}"
-            f"{'  ' + ('yes' if layer.pattern else 'no') if asked else ''}"
-            for layer in self.layers
-        ]
-        lines.append(
-            f"{'total':<{width}}  {self.parameters:>10,}  {self.nonzeros:>8,}"
-            f"  {1 - self.nonzeros / self.parameters:>8.1%}  {self.gzip_bytes:>10,}"
-        )
-        lines.append(f"{self.raw_bytes:,} bytes, {self.gzip_bytes:,} after gzip")
-        return "\n".join(lines)
+        head = ["kernel", "parameters", "non-zero", "sparsity", "gzip bytes"]
+        rows = [_cells(layer.path, layer) for layer in self.layers]
+        if asked:
+            head.append("pattern")
+            for row, layer in zip(rows, self.layers, strict=True):
+                row.append("yes" if layer.pattern else "no")
+        total = LayerSparsity("", self.parameters, self.nonzeros, self.gzip_bytes)
+        return Table(head, [*rows, [*_cells("total", total), *[""] * asked]])
 
-    __repr__ = summary
+    def _notes(self) -> list[str]:
+        return [f"{self.raw_bytes:,} bytes, {self.gzip_bytes:,} after gzip"]
 
 
 def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityReport:
@@ -115,6 +107,11 @@ def _layer(kernel: Kernel, pattern: Pattern | None) -> LayerSparsity:
         _gzip_bytes(array.tobytes()),
         None if pattern is None else keeps_to(array, kernel, pattern),
     )
+
+
+def _cells(name: str, zeros: LayerSparsity) -> list[str]:
+    counts = [f"{zeros.parameters:,}", f"{zeros.nonzeros:,}"]
+    return [name, *counts, f"{zeros.sparsity:.1%}", f"{zeros.gzip_bytes:,}"]
 
 
 def _array(variable) -> np.ndarray:
