@@ -8,8 +8,7 @@ from keras import layers
 
 from keras_trainkit._model.graph import Call, Edge, read
 from keras_trainkit._model.kernels import kernels
-
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+from keras_trainkit._model.kinds import TRANSPOSED, channels_first, einsum_labels
 
 ShapeOf = Callable[[keras.Variable], Sequence[int]]
 
@@ -45,7 +44,7 @@ def _products(call: Call, shape_of: ShapeOf) -> int:
     (taken,), (put_out,) = call.inputs[:1], call.outputs[:1]
     if isinstance(layer, layers.RNN | layers.Bidirectional):
         return sum(found) * (taken.shape[1] or 1)
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return sum(found) * _positions(taken, layer)
     if isinstance(layer, layers.EinsumDense):
         return sum(found) * _einsum_positions(layer, taken)
@@ -53,16 +52,14 @@ def _products(call: Call, shape_of: ShapeOf) -> int:
 
 
 def _positions(edge: Edge, layer) -> int:
-    first = getattr(layer, "data_format", None) == "channels_first"
-    sizes = edge.shape[2:] if first else edge.shape[1:-1]
+    sizes = edge.shape[2:] if channels_first(layer) else edge.shape[1:-1]
     return math.prod(size or 1 for size in sizes)
 
 
 def _einsum_positions(layer, edge: Edge) -> int:
-    taken, rest = layer.equation.replace(" ", "").split(",")
-    kernel = rest.split("->")[0]
+    taken, kernel, _ = einsum_labels(layer)
     # The axes that the equation names are the last ones; the batch's is the first.
-    names = taken.replace("...", "").rjust(len(edge.shape), ".")[1:]
+    names = taken.rjust(len(edge.shape), ".")[1:]
     sizes = zip(names, edge.shape[1:], strict=True)
     return math.prod(size or 1 for name, size in sizes if name not in kernel)
 

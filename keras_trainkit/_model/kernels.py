@@ -9,6 +9,14 @@ import keras
 from keras import layers
 
 from keras_trainkit._keras import live_layers, sublayers
+from keras_trainkit._model.kinds import (
+    CELLS,
+    CONVS,
+    DEPTHWISE,
+    SEPARABLE,
+    TRANSPOSED,
+    einsum_labels,
+)
 
 
 @dataclass(frozen=True)
@@ -39,13 +47,6 @@ class Kernel:
     def fan_in(self) -> int:
         """Number of incoming weights of a unit."""
         return math.prod(self.variable.shape[axis] for axis in self.inputs)
-
-
-_CONVS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_CELLS = (layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell)
 
 
 def kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
@@ -101,24 +102,25 @@ def _own(layer: keras.layers.Layer) -> Iterator[Kernel]:
         yield kernel("kernel", _einsum_inputs(layer))
     elif isinstance(layer, layers.Embedding):
         yield kernel("embeddings", [1], "embeddings")
-    elif isinstance(layer, _SEPARABLE):
+    elif isinstance(layer, SEPARABLE):
         rank = len(layer.depthwise_kernel.shape)
         yield kernel("depthwise_kernel", range(rank - 2), "depthwise")
         yield kernel("pointwise_kernel", range(rank - 1), "pointwise")
-    elif isinstance(layer, _DEPTHWISE):
+    elif isinstance(layer, DEPTHWISE):
         yield kernel("kernel", range(len(layer.kernel.shape) - 2), "depthwise")
-    elif isinstance(layer, _TRANSPOSED):
+    elif isinstance(layer, TRANSPOSED):
         rank = len(layer.kernel.shape)
         yield kernel("kernel", [*range(rank - 2), rank - 1])
-    elif isinstance(layer, (layers.Dense, *_CONVS)):
+    elif isinstance(layer, (layers.Dense, *CONVS)):
         yield kernel("kernel", _all_but_last(len(layer.kernel.shape)))
-    elif isinstance(layer, _CELLS) or type(layer).__name__ == "ConvLSTMCell":
+    elif isinstance(layer, CELLS) or type(layer).__name__ == "ConvLSTMCell":
         yield kernel("kernel", _all_but_last(len(layer.kernel.shape)))
         inputs = _all_but_last(len(layer.recurrent_kernel.shape))
         yield kernel("recurrent_kernel", inputs, "recurrent")
 
 
 def _einsum_inputs(layer: keras.layers.EinsumDense) -> list[int]:
-    operands, output = layer.equation.replace(" ", "").split("->")
-    labels = operands.split(",")[1].replace(".", "")
-    return [axis for axis, label in enumerate(labels) if label not in output]
+    labels = einsum_labels(layer)
+    return [
+        axis for axis, label in enumerate(labels.kernel) if label not in labels.output
+    ]

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._keras import patched
+from keras_trainkit._model.kinds import channels_first
 from keras_trainkit._training.state import as_it_was
 
 
@@ -120,6 +121,6 @@ def _rows(tensor, layer) -> np.ndarray:
     """A tensor as a matrix with a column for each unit."""
     array = keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
     array = array.reshape(-1, 1) if array.ndim < 2 else array
-    if getattr(layer, "data_format", None) == "channels_first":
+    if channels_first(layer):
         array = np.moveaxis(array, 1, -1)
     return array.reshape(-1, array.shape[-1])

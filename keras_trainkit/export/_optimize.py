@@ -12,25 +12,22 @@ from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
 from keras_trainkit._model.graph import REMOVED, Call, Graph
+from keras_trainkit._model.kinds import (
+    CONVOLUTIONS,
+    CONVS,
+    DEPTHWISE,
+    DROPOUTS,
+    PADDINGS,
+    channels_first,
+)
 from keras_trainkit.folding import fold_batch_norm
 from keras_trainkit.layers._mc_dropout import AlwaysOn
 
 _DTYPES = (None, "float16", "bfloat16")
 # What rounding all weights and activations to the dtype may do to the outputs.
 _ROUNDING = {"float16": 0.1, "bfloat16": 0.5}
-_ONLY_IN_TRAINING = (
-    layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D,
-    layers.SpatialDropout3D, layers.GaussianDropout, layers.GaussianNoise,
-    layers.AlphaDropout, layers.ActivityRegularization, layers.Identity,
-)  # fmt: skip
-_CONVS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_WITH_ACTIVATION = (
-    layers.Dense, layers.EinsumDense, layers.SeparableConv1D, layers.SeparableConv2D,
-    layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose,
-    *_CONVS, *_DEPTHWISE,
-)  # fmt: skip
-_PADDINGS = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+_ONLY_IN_TRAINING = (*DROPOUTS, layers.ActivityRegularization, layers.Identity)
+_WITH_ACTIVATION = (layers.Dense, layers.EinsumDense, *CONVOLUTIONS)
 
 # A layer for another one, with its weights (None: those of the other).
 Change = tuple[Any, Any, list[np.ndarray] | None]
@@ -172,10 +169,11 @@ def _activation_of(layer) -> Any:
 def _padding(before: Call, call: Call) -> list[Change] | None:
     pad, conv = before.layer, call.layer
     if (
-        type(pad) not in _PADDINGS
-        or type(conv) not in (*_CONVS, *_DEPTHWISE)
+        type(pad) not in PADDINGS
+        or type(conv) not in (*CONVS, *DEPTHWISE)
         or conv.padding != "valid"
-        or "channels_first" in (conv.data_format, getattr(pad, "data_format", None))
+        or channels_first(conv)
+        or channels_first(pad)
     ):
         return None
     sizes = before.inputs[0].shape[1:-1]

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_trainkit._model.kinds import channel_axis, channels_first
+
 
 class Kept(Exception):
     """A BatchNorm cannot go; the message says why."""
@@ -123,7 +125,7 @@ def backward(affine: Affine, layer, before: tuple, after: tuple) -> Affine:
         return affine.map(unflatten)
     _check_pooling(affine, layer)
     if kind in (*_GLOBAL_AVERAGES, *_GLOBAL_MAXIMA) and not layer.keepdims:
-        channel = _channel_axis(layer, len(before)) - 1
+        channel = channel_axis(layer, len(before)) - 1
         sizes = [1] * (len(before) - 1)
         sizes[channel] = -1
         return affine.map(lambda a: a.reshape(sizes))
@@ -170,8 +172,7 @@ def _check_known(layer, before, after) -> None:
 
 def _flattened(layer, before: tuple) -> tuple:
     """The shape that a layer reshapes, where Flatten puts the channels last first."""
-    first = getattr(layer, "data_format", None) == "channels_first"
-    if first and len(before) > 2:
+    if channels_first(layer) and len(before) > 2:
         return (*before[2:], before[1])
     return before[1:]
 
@@ -183,15 +184,9 @@ def _check_pooling(affine: Affine, layer) -> None:
         return
     rank = max(affine.scale.ndim, affine.shift.ndim)
     if rank > 1:
-        affine.vector(_channel_axis(layer, rank + 1) - 1)
+        affine.vector(channel_axis(layer, rank + 1) - 1)
     if kind in (*_MAXIMA, *_GLOBAL_MAXIMA) and (affine.scale < 0).any():
         raise Kept(f"{layer.name} stands between, and some of its scales are negative")
-
-
-def _channel_axis(layer, rank: int) -> int:
-    """The axis of the channels, the batch axis counted."""
-    first = getattr(layer, "data_format", None) == "channels_first"
-    return 1 if first else rank - 1
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

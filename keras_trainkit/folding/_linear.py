@@ -4,14 +4,17 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_trainkit._model.kinds import (
+    CONVOLUTIONS,
+    DEPTHWISE,
+    SEPARABLE,
+    TRANSPOSED,
+    channels_first,
+    einsum_labels,
+)
 from keras_trainkit.folding._affine import Affine, Kept
 
-_CONVS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-_CONVOLUTIONS = (*_CONVS, *_TRANSPOSED, *_DEPTHWISE, *_SEPARABLE)
-_LINEAR = (*_CONVOLUTIONS, layers.Dense, layers.EinsumDense, layers.Embedding)
+_LINEAR = (*CONVOLUTIONS, layers.Dense, layers.EinsumDense, layers.Embedding)
 
 Weights = dict[str, np.ndarray]
 
@@ -36,7 +39,7 @@ def read(layer) -> Weights:
     inner = unwrap(layer)
     if type(inner) is layers.Embedding:
         names = ["embeddings"]
-    elif type(inner) in _SEPARABLE:
+    elif type(inner) in SEPARABLE:
         names = ["depthwise_kernel", "pointwise_kernel"]
     else:
         names = ["kernel"]
@@ -92,14 +95,14 @@ def fold_behind(layer, weights: Weights, affine: Affine, rank: int) -> Weights:
     if kind is layers.Embedding:
         return {"embeddings": weights["embeddings"] * scale + shift}
     bias = weights.get("bias", 0.0) * scale + shift
-    if kind in _SEPARABLE:
+    if kind in SEPARABLE:
         pointwise = weights["pointwise_kernel"] * scale
         return {**weights, "pointwise_kernel": pointwise, "bias": bias + 0 * scale}
     kernel = weights["kernel"]
-    if kind in _TRANSPOSED:
+    if kind in TRANSPOSED:
         new = kernel * scale.reshape(-1, 1)
         units = kernel.shape[-2]
-    elif kind in _DEPTHWISE:
+    elif kind in DEPTHWISE:
         units = kernel.shape[-2] * kernel.shape[-1]
         new = kernel * np.broadcast_to(scale, units).reshape(kernel.shape[-2:])
     else:
@@ -127,7 +130,7 @@ def fold_in_front(layer, weights: Weights, affine: Affine, rank: int) -> Weights
     if kind is layers.EinsumDense:
         return _einsum_in_front(inner, weights, affine)
     vector = affine.vector(_channels(layer, rank) - 1)
-    if kind in _CONVOLUTIONS:
+    if kind in CONVOLUTIONS:
         _check_borders(layer, inner, vector)
     scale, shift = vector.scale, vector.shift
     if kind is layers.Dense:
@@ -135,7 +138,7 @@ def fold_in_front(layer, weights: Weights, affine: Affine, rank: int) -> Weights
         scale, shift = (np.broadcast_to(a, kernel.shape[0]) for a in (scale, shift))
         bias = weights.get("bias", 0.0) + shift @ kernel
         return {"kernel": kernel * scale[:, np.newaxis], "bias": bias}
-    if kind in _SEPARABLE:
+    if kind in SEPARABLE:
         depthwise, pointwise = weights["depthwise_kernel"], weights["pointwise_kernel"]
         constant = _space_sum(depthwise) * shift.reshape(-1, 1)
         matrix = pointwise.reshape(-1, pointwise.shape[-1])
@@ -146,10 +149,10 @@ def fold_in_front(layer, weights: Weights, affine: Affine, rank: int) -> Weights
         }
     kernel = weights["kernel"]
     old = weights.get("bias", 0.0)
-    if kind in _TRANSPOSED:
+    if kind in TRANSPOSED:
         # Without a shift, by `_check_borders`.
         return {**weights, "kernel": kernel * scale}
-    if kind in _DEPTHWISE:
+    if kind in DEPTHWISE:
         constant = (_space_sum(kernel) * shift.reshape(-1, 1)).reshape(-1)
         return {"kernel": kernel * scale.reshape(-1, 1), "bias": old + constant}
     # Each group of filters sees its own share of the channels.
@@ -166,7 +169,7 @@ def fold_in_front(layer, weights: Weights, affine: Affine, rank: int) -> Weights
 def _channels(layer, rank: int) -> int:
     """The axis of the channels, the batch axis counted."""
     inner = unwrap(layer)
-    if getattr(inner, "data_format", None) == "channels_first":
+    if channels_first(inner):
         return 1 if inner is layer else 2
     return rank - 1
 
@@ -179,18 +182,11 @@ def _check_borders(layer, inner, vector: Affine) -> None:
     """A padded zero is not shifted, so a shift must not meet padding."""
     if not vector.shift.any():
         return
-    if type(inner) in _TRANSPOSED:
+    if type(inner) in TRANSPOSED:
         raise Kept(f"{layer.name} puts out fewer terms at its borders")
     size = inner.kernel_size
     if inner.padding != "valid" and any(n > 1 for n in size):
         raise Kept(f"{layer.name} pads with zeros (padding={inner.padding!r})")
-
-
-def _labels(layer: layers.EinsumDense) -> tuple[str, str, str]:
-    """The labels of input, kernel and output, the ellipsis left out."""
-    operands, output = layer.equation.replace(" ", "").split("->")
-    first, kernel = operands.split(",")
-    return tuple(s.replace("...", "") for s in (first, kernel, output))
 
 
 def _along(affine: Affine, labels: str, kernel: str) -> tuple[Affine, str]:
@@ -220,7 +216,7 @@ def _full(array: np.ndarray, labels: str, sizes: dict[str, int]) -> np.ndarray:
 
 
 def _einsum_behind(layer, weights: Weights, affine: Affine) -> Weights:
-    _, kernel_labels, output = _labels(layer)
+    _, kernel_labels, output = einsum_labels(layer)
     kernel = weights["kernel"]
     sizes = dict(zip(kernel_labels, kernel.shape, strict=True))
     part, own = _along(affine, output, kernel_labels)
@@ -230,7 +226,7 @@ def _einsum_behind(layer, weights: Weights, affine: Affine) -> Weights:
 
 
 def _einsum_in_front(layer, weights: Weights, affine: Affine) -> Weights:
-    first, kernel_labels, output = _labels(layer)
+    first, kernel_labels, output = einsum_labels(layer)
     kernel = weights["kernel"]
     sizes = dict(zip(kernel_labels, kernel.shape, strict=True))
     part, own = _along(affine, first, kernel_labels)
@@ -251,7 +247,7 @@ def _bias(layer, weights, scale, shift, own: str, output: str) -> np.ndarray:
         for array in (scale, shift)
     )
     bias = old * scale + shift
-    _, kernel_labels, _ = _labels(layer)
+    _, kernel_labels, _ = einsum_labels(layer)
     sizes = dict(zip(kernel_labels, weights["kernel"].shape, strict=True))
     full = [sizes.get(c, n) for c, n in zip(output, bias.shape, strict=True)]
     first = output.index(_bias_axes(layer)[0])
@@ -260,5 +256,5 @@ def _bias(layer, weights, scale, shift, own: str, output: str) -> np.ndarray:
 
 def _bias_axes(layer) -> str:
     """The labels of a bias for each unit, and those of the bias that there was."""
-    _, kernel, output = _labels(layer)
+    _, kernel, output = einsum_labels(layer)
     return "".join(c for c in output if c in kernel or c in (layer.bias_axes or ""))

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_trainkit._checks import reject
 from keras_trainkit._model.kernels import Kernel, kernels
+from keras_trainkit._model.kinds import channel_axis
 from keras_trainkit.layers._axis import channels
 
 _ADAPTABLE = (
@@ -123,8 +124,7 @@ class WeightNormalization(keras.layers.Wrapper):
             outputs = ops.convert_to_numpy(ops.cast(self(inputs), "float32"))
         finally:
             layer.activation = activation
-        first = getattr(layer, "data_format", None) == "channels_first"
-        units = np.moveaxis(outputs, 1 if first else -1, -1)
+        units = np.moveaxis(outputs, channel_axis(layer, outputs.ndim), -1)
         units = units.reshape(-1, units.shape[-1])
         # A unit that is the same everywhere has no spread to divide by.
         mean, std = units.mean(0), np.where(units.std(0) > 0, units.std(0), 1)

@@ -14,6 +14,15 @@ from keras import layers
 
 from keras_trainkit._keras import arguments
 from keras_trainkit._model.graph import Edge, read
+from keras_trainkit._model.kinds import (
+    CONVS,
+    DEPTHWISE,
+    DROPOUTS,
+    SEPARABLE,
+    TRANSPOSED,
+    channels_first,
+    einsum_labels,
+)
 from keras_trainkit.layers import RReLU
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
 
@@ -21,10 +30,6 @@ Rule = Callable[..., "Numbers | None"]
 _RULES: dict[type, Rule] = {}
 _OPERATIONS: dict[str, Rule] = {}
 
-_CONVS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _GATES = {layers.SimpleRNN: 1, layers.GRU: 3, layers.LSTM: 4}
 _POOLING = [
     getattr(layers, f"{kind}Pooling{rank}D")
@@ -36,10 +41,6 @@ _RESIZING = [
     for kind in ("UpSampling", "ZeroPadding", "Cropping")
     for rank in (1, 2, 3)
 ]
-_DROPOUTS = (
-    layers.Dropout, layers.GaussianDropout, layers.GaussianNoise, layers.AlphaDropout,
-    layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
-)  # fmt: skip
 _MERGES = (
     layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum,
     layers.Minimum,
@@ -92,7 +93,7 @@ def _rule_of(layer: Any) -> Rule | None:
     kind = type(layer)
     if kind.__module__.split(".")[0] not in ("keras", "keras_trainkit"):
         return None
-    if getattr(layer, "data_format", None) == "channels_first":
+    if channels_first(layer):
         return None
     if not isinstance(layer, layers.Layer):
         return _OPERATIONS.get(kind.__name__)
@@ -122,7 +123,7 @@ def _activated(channels: Channels, layer, numbers: Numbers) -> Numbers:
 
 @_rule(
     layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity,
-    layers.RepeatVector, RReLU, *_POOLING, *_RESIZING, *_DROPOUTS,
+    layers.RepeatVector, RReLU, *_POOLING, *_RESIZING, *DROPOUTS,
 )  # fmt: skip
 def _pass(channels, call, x, *_):
     return _activated(channels, call.layer, x)
@@ -172,8 +173,7 @@ def _put_out(channels: Channels, layer, width: str | None, out: Numbers) -> Numb
 @_rule(layers.EinsumDense)
 def _einsum_dense(channels, call, x):
     layer = call.layer
-    taken, rest = layer.equation.replace(" ", "").split(",")
-    kernel, out = rest.split("->")
+    taken, kernel, out = einsum_labels(layer)
     names = [name for name in kernel if name in out]
     if kernel.count(taken[-1]) != 1 or taken[-1] in out or names != [out[-1]]:
         return None
@@ -190,7 +190,7 @@ def _einsum_dense(channels, call, x):
     return _put_out(channels, layer, None, units)
 
 
-@_rule(*_CONVS)
+@_rule(*CONVS)
 def _conv(channels, call, x):
     layer = call.layer
     if layer.groups == 1:
@@ -215,14 +215,14 @@ def _conv(channels, call, x):
     return _put_out(channels, layer, "filters", out)
 
 
-@_rule(*_TRANSPOSED)
+@_rule(*TRANSPOSED)
 def _transposed(channels, call, x):
     out = channels.new(call.layer.filters)
     channels.cut(call.layer.kernel, {-1: x, -2: out}, units=-2)
     return _put_out(channels, call.layer, "filters", out)
 
 
-@_rule(*_DEPTHWISE)
+@_rule(*DEPTHWISE)
 def _depthwise(channels, call, x):
     layer = call.layer
     out = np.repeat(x, layer.depth_multiplier)
@@ -231,7 +231,7 @@ def _depthwise(channels, call, x):
     return _activated(channels, layer, out)
 
 
-@_rule(*_SEPARABLE)
+@_rule(*SEPARABLE)
 def _separable(channels, call, x):
     layer = call.layer
     out = channels.new(layer.filters)

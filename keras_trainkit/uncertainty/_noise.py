@@ -15,6 +15,7 @@ from keras import layers, ops
 
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import patched, sublayers
+from keras_trainkit._model.kinds import channels_first
 from keras_trainkit.layers._mc_layers import in_training
 
 _GOLDEN = 0x9E3779B9
@@ -187,9 +188,8 @@ def _mask_shape(layer, shape):
         layer,
         (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
     ):
-        first = getattr(layer, "data_format", None) == "channels_first"
         steps = (1,) * (len(shape) - 1)
-        return (shape[0], *steps) if first else (*steps, shape[-1])
+        return (shape[0], *steps) if channels_first(layer) else (*steps, shape[-1])
     if layer.noise_shape is None:
         return shape
     batch, *rest = layer.noise_shape
