@@ -1,6 +1,8 @@
 """The optimizer of a model: its copies, and which one a fit uses."""
 
+import functools
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -13,6 +15,7 @@ from keras_trainkit._keras import (
     set_inner_optimizer,
     set_saved_optimizer,
     step_counter,
+    sublayers,
     updated_variables,
 )
 from keras_trainkit._types import Schedule
@@ -26,6 +29,50 @@ def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
     ):
         reject("optimizer", optimizer, "a single Keras optimizer")
     return optimizer
+
+
+def optimizers_of(model: keras.Model) -> dict[str, Any]:
+    """All optimizers that a model holds, by the name that reaches them.
+
+    A `train_step` of one's own may use several, as a GAN's does: they are attributes of
+    the model (`"d_optimizer"`), entries of lists and dicts (`"optimizers[0]"`), or
+    belong to models inside it (`"generator.optimizer"`). `model.optimizer` comes first,
+    and each optimizer once. `set_optimizer` puts another in its place.
+    """
+    found = {name: value for name, value, _ in _optimizer_places(model)}
+    first = {"optimizer": found["optimizer"]} if "optimizer" in found else {}
+    by_id = {id(value): name for name, value in reversed((first | found).items())}
+    return {name: o for name, o in (first | found).items() if by_id[id(o)] == name}
+
+
+def set_optimizer(model: keras.Model, optimizer: Any, other: Any) -> None:
+    """Put another optimizer in all the places where a model holds `optimizer`."""
+    for _, value, put in list(_optimizer_places(model)):
+        if value is optimizer:
+            put(other)
+
+
+def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, Any]]:
+    """The name and value of each optimizer, and a function that exchanges it."""
+    seen = set() if seen is None else seen
+    if id(model) in seen:
+        return
+    seen.add(id(model))
+    for attribute, value in list(vars(model).items()):
+        name = f"{prefix}{attribute}"
+        if isinstance(value, keras.optimizers.Optimizer):
+            yield name, value, functools.partial(setattr, model, attribute)
+        elif isinstance(value, list | dict) and not attribute.startswith("_"):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in list(pairs):
+                if isinstance(item, keras.optimizers.Optimizer):
+                    put = functools.partial(value.__setitem__, key)
+                    yield f"{name}[{key!r}]", item, put
+    for layer in sublayers(model, recursive=False):
+        if isinstance(layer, keras.Model):
+            names = [name for name, value in vars(model).items() if value is layer]
+            name = names[0] if names else layer.name
+            yield from _optimizer_places(layer, f"{prefix}{name}.", seen)
 
 
 def batches_seen(model: keras.Model) -> int:
