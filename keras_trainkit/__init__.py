@@ -13,7 +13,9 @@ from keras_trainkit import export as export
 from keras_trainkit import folding as folding
 from keras_trainkit import initializers as initializers
 from keras_trainkit import layers as layers
+from keras_trainkit import losses as losses
 from keras_trainkit import lr_finder as lr_finder
+from keras_trainkit import metrics as metrics
 from keras_trainkit import models as models
 from keras_trainkit import optimizers as optimizers
 from keras_trainkit import plots as plots

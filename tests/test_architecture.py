@@ -14,7 +14,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 LEVELS = [
     {"_types", "_checks", "_keras", "_model", "_training", "_stopwatch", "_table"},
-    {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"},
+    {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"}
+    | {"losses", "metrics"},
     {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics"}
     | {"initializers", "callbacks"},
     {"models", "export", "tfmot", "transfer"},

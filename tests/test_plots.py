@@ -122,3 +122,25 @@ def test_regression_band_has_the_quantiles_or_the_normal(rng):
     np.testing.assert_allclose(outer.y1, wide.max(), rtol=1e-6)
     with pytest.raises(ValueError, match="`prediction` must be of one output and 3"):
         kt.plots.regression_band(x[:3], kept)
+
+
+def test_intervals_mark_what_is_outside():
+    x, y = np.array([2.0, 0.0, 1.0]), np.array([5.0, 0.0, 1.0])
+    ax = kt.plots.intervals(x, x - 1, x + 1, y)
+    inside, outside = ax.get_lines()
+    np.testing.assert_array_equal(inside.get_xdata(), [0, 1])
+    np.testing.assert_array_equal(outside.get_xdata(), [2])
+    assert outside.get_label() == "outside: 33.3%"
+    with pytest.raises(ValueError, match="`lower` must be one bound for each of the 3"):
+        kt.plots.intervals(x, x[:2], x)
+
+
+def test_set_sizes_have_their_coverage():
+    sets = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 1]], bool)
+    ax = kt.plots.set_sizes(sets, np.array([0, 1, 2]))
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, [2 / 3, 0, 1 / 3])
+    np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), [1, 3])
+    np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [0.5, 1])
+    with pytest.raises(ValueError, match=r"`sets` must be of shape \(rows, classes\)"):
+        kt.plots.set_sizes(sets[0])

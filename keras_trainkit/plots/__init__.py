@@ -8,6 +8,8 @@ from keras_trainkit.plots._signal import signal as signal
 from keras_trainkit.plots._training import learning_curves as learning_curves
 from keras_trainkit.plots._training import schedule as schedule
 from keras_trainkit.plots._training import variants as variants
+from keras_trainkit.plots._uncertainty import intervals as intervals
 from keras_trainkit.plots._uncertainty import regression_band as regression_band
 from keras_trainkit.plots._uncertainty import reliability as reliability
+from keras_trainkit.plots._uncertainty import set_sizes as set_sizes
 from keras_trainkit.plots._uncertainty import uncertain_images as uncertain_images

@@ -135,3 +135,89 @@ def regression_band(
     ax.legend()
     ax.grid(alpha=0.3)
     return ax
+
+
+def intervals(
+    x: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    y: np.ndarray | None = None,
+    ax: Any = None,
+) -> Any:
+    """Draw intervals over one input, such as those of a `ConformalRegressor`.
+
+    Args:
+        x: The input of each row, `(rows,)`, in any order.
+        lower: The lower bounds, `(rows,)` or `(rows, 1)`.
+        upper: The upper bounds, in the same shape.
+        y: The true values, in the same shape; those outside are red, and the legend
+            gives the fraction inside.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    from matplotlib import pyplot
+
+    x, low, high = np.ravel(x), np.ravel(lower), np.ravel(upper)
+    if not len(x) == len(low) == len(high):
+        reject("lower", np.shape(lower), f"one bound for each of the {len(x)} rows")
+    if ax is None:
+        ax = pyplot.subplots(layout="constrained")[1]
+    order = np.argsort(x)
+    ax.fill_between(
+        x[order],
+        low[order],
+        high[order],
+        color="C0",
+        alpha=0.25,
+        lw=0,
+        label="interval",
+    )
+    if y is not None:
+        truth = np.ravel(y)
+        inside = (low <= truth) & (truth <= high)
+        for here, colour, name in (
+            (inside, "0.3", "inside"),
+            (~inside, "C3", "outside"),
+        ):
+            label = f"{name}: {here.mean():.1%}"
+            ax.plot(x[here], truth[here], ".", ms=4, color=colour, label=label)
+    ax.set(xlabel="x", ylabel="y")
+    ax.legend()
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def set_sizes(sets: np.ndarray, y: np.ndarray | None = None, ax: Any = None) -> Any:
+    """Draw how many sets have how many classes, and how often each size is right.
+
+    Args:
+        sets: Booleans `(rows, classes)`, from `ConformalClassifier.predict`.
+        y: Integer labels, `(rows,)`, for the coverage of each size.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    from matplotlib import pyplot
+
+    sets = np.asarray(sets, bool)
+    if sets.ndim != 2:
+        reject("sets", sets.shape, "of shape (rows, classes)")
+    if ax is None:
+        ax = pyplot.subplots(layout="constrained")[1]
+    sizes = sets.sum(1)
+    found = np.arange(sizes.min(), sizes.max() + 1)
+    share = np.array([np.mean(sizes == size) for size in found])
+    ax.bar(found, share, color="C7", alpha=0.4, label="share of rows")
+    if y is not None:
+        right = sets[np.arange(len(sets)), np.asarray(y)]
+        some = share > 0
+        covered = [right[sizes == size].mean() for size in found[some]]
+        ax.plot(found[some], covered, "o-", color="C0", label="coverage")
+        ax.axhline(right.mean(), ls="--", color="C7", label=f"all: {right.mean():.1%}")
+    ax.set(xlabel="classes in the set", ylabel="fraction", ylim=(0, 1.02), xticks=found)
+    ax.legend()
+    ax.grid(alpha=0.3)
+    return ax

@@ -1,0 +1,236 @@
+"""Calibrate a classifier on held-out data, without training it again."""
+
+from typing import Any, Self
+
+import numpy as np
+
+from keras_trainkit._checks import reject
+from keras_trainkit.uncertainty._outcomes import (
+    labels_of,
+    probabilities_of,
+    softmax,
+)
+
+# Probabilities below it count as that.
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class _Scaling:
+    """What the calibrators share: outputs in, outputs of the same shape out."""
+
+    def fit(
+        self, logits: Any = None, y_true: Any = None, *, probabilities: Any = None
+    ) -> Self:
+        """Fit to data that the model was not trained on.
+
+        Args:
+            logits: What the softmax takes, `(rows, ..., classes)`, or the sigmoid,
+                `(rows,)` or `(rows, 1)`.
+            y_true: Labels or one-hot targets, as in `nll`.
+            probabilities: What the model outputs, in place of `logits`.
+
+        Returns:
+            The object itself.
+
+        Raises:
+            ValueError: If the arrays do not match or are not finite, or if no
+                parameters are best.
+        """
+        z, shape = _rows(logits, probabilities)
+        labels = labels_of(y_true, shape, z.shape, multi_label=False)
+        self._fit(z, labels)
+        self._classes = z.shape[1]
+        return self
+
+    def predict_proba(
+        self, logits: Any = None, *, probabilities: Any = None
+    ) -> np.ndarray:
+        """The calibrated probabilities, in the shape of what is given.
+
+        Args:
+            logits: As in `fit`.
+            probabilities: As in `fit`.
+
+        Raises:
+            ValueError: If `fit` was not called, or for other outputs than these.
+        """
+        if not hasattr(self, "_classes"):
+            raise ValueError("`fit` must come first. Received: no fit")
+        z, shape = _rows(logits, probabilities)
+        if z.shape[1] != self._classes:
+            reject("logits", shape, f"of {self._classes} classes, as in `fit`")
+        p = self._predict(z)
+        return p[:, 1].reshape(shape) if _is_binary(shape) else p.reshape(shape)
+
+    def _fit(self, z: np.ndarray, labels: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _predict(self, z: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+class TemperatureScaling(_Scaling):
+    """Calibrate a classifier by one number: `softmax(logits / temperature)`.
+
+    `fit` chooses the temperature with the lowest negative log likelihood on data that
+    the model was not trained on. The predicted classes stay as they are.
+
+    Attributes:
+        temperature_: The temperature, after `fit`; above 1 where the model was too
+            sure.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> logits = np.array([[4.0, 0.0]] * 4)  # 98% sure, and right in 3 of 4
+        >>> scaling = kt.uncertainty.TemperatureScaling().fit(logits, [0, 0, 0, 1])
+        >>> scaling.predict_proba(logits)[0].round(3).tolist()
+        [0.75, 0.25]
+        >>> sure = np.full(4, 0.98)  # outputs of a sigmoid
+        >>> scaling.fit(probabilities=sure, y_true=[1, 1, 1, 0])
+        TemperatureScaling(temperature=3.54)
+
+    Reference:
+        C. Guo et al., On Calibration of Modern Neural Networks (2017),
+        arXiv:1706.04599, section 4.2.
+    """
+
+    def __repr__(self) -> str:
+        fitted = f"temperature={self.temperature_:.3g}" if self.__dict__ else ""
+        return f"TemperatureScaling({fitted})"
+
+    def _fit(self, z, labels):
+        z = z - z.max(1, keepdims=True)
+        right = z[np.arange(len(z)), labels]
+
+        def slope(scale):
+            """Of the likelihood in 1 / temperature, where it is convex."""
+            return float(((softmax(scale * z) * z).sum(1) - right).mean())
+
+        low, high = 1e-4, 1e4
+        if slope(low) >= 0 or slope(high) <= 0:
+            raise ValueError(
+                "`logits` must be right more often than chance, and wrong at times, on "
+                f"`y_true`. Received: logits of shape {z.shape} for which no "
+                f"temperature in [{1 / high:g}, {1 / low:g}] is best"
+            )
+        while high / low > 1 + 1e-12:
+            middle = float(np.sqrt(low * high))
+            low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+        self.temperature_ = 1 / low
+
+    def _predict(self, z):
+        return softmax(z / self.temperature_)
+
+
+class VectorScaling(_Scaling):
+    """Calibrate a classifier by two numbers a class: `softmax(scale * logits + bias)`.
+
+    `fit` minimizes the negative log likelihood with SciPy's L-BFGS. Unlike a
+    temperature it can change which class is the likeliest, and it repairs classes that
+    are too likely by and large.
+
+    Attributes:
+        scale_: The factor of each class, `(classes,)`, after `fit`.
+        bias_: What is added to each class, `(classes,)`, after `fit`.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> logits = np.random.default_rng(0).normal(size=(200, 3))
+        >>> labels = (logits + [0, 0, 1]).argmax(1)  # class 2 comes too seldom
+        >>> labels[:20] = 0
+        >>> scaling = kt.uncertainty.VectorScaling().fit(logits, labels)
+        >>> bool(scaling.bias_.argmax() == 2)
+        True
+
+    Reference:
+        C. Guo et al., On Calibration of Modern Neural Networks (2017),
+        arXiv:1706.04599, section 4.2.
+    """
+
+    def _fit(self, z, labels):
+        from scipy.optimize import minimize
+
+        rows, classes = z.shape
+        truth = np.eye(classes)[labels]
+
+        def loss(parameters):
+            scale, bias = np.split(parameters, 2)
+            logits = scale * z + bias
+            p = softmax(logits)
+            shifted = logits - logits.max(1, keepdims=True)
+            log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+            gap = (p - truth) / rows
+            gradient = np.concatenate([(gap * z).sum(0), gap.sum(0)])
+            return -(log_p * truth).sum() / rows, gradient
+
+        start = np.concatenate([np.ones(classes), np.zeros(classes)])
+        found = minimize(loss, start, jac=True, method="L-BFGS-B")
+        if not np.isfinite(found.x).all():
+            reject("logits", z.shape, "such that a scale and a bias are best")
+        self.scale_, self.bias_ = np.split(found.x, 2)
+
+    def _predict(self, z):
+        return softmax(self.scale_ * z + self.bias_)
+
+
+class IsotonicScaling(_Scaling):
+    """Calibrate a classifier by an increasing step function a class.
+
+    Each class's probability goes through scikit-learn's `IsotonicRegression`, one class
+    against the others, and the rows are made to sum to 1. It needs some thousand rows:
+    with fewer it fits their noise.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> sure = np.array([0.9, 0.9, 0.9, 0.9, 0.1, 0.1])
+        >>> scaling = kt.uncertainty.IsotonicScaling()
+        >>> scaling.fit(probabilities=sure, y_true=[1, 1, 1, 0, 0, 1])
+        ... # doctest: +ELLIPSIS
+        <keras_trainkit...IsotonicScaling object at ...>
+        >>> scaling.predict_proba(probabilities=sure).tolist()
+        [0.75, 0.75, 0.75, 0.75, 0.5, 0.5]
+
+    Reference:
+        B. Zadrozny and C. Elkan, Transforming Classifier Scores into Accurate
+        Multiclass Probability Estimates (2002), sections 3 and 4.
+    """
+
+    def _fit(self, z, labels):
+        from sklearn.isotonic import IsotonicRegression
+
+        self._steps = [
+            IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(
+                column, labels == k
+            )
+            for k, column in enumerate(softmax(z).T)
+        ]
+
+    def _predict(self, z):
+        columns = zip(self._steps, softmax(z).T, strict=True)
+        p = np.stack([step.predict(column) for step, column in columns], axis=1)
+        totals = p.sum(1, keepdims=True)
+        # Where every class is at zero nothing is known.
+        p = np.where(totals > 0, p, 1.0)
+        return p / p.sum(1, keepdims=True)
+
+
+def _is_binary(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 1 or shape[-1] == 1
+
+
+def _rows(logits: Any, probabilities: Any) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Logits of shape `(rows, classes)`, and the shape of what was given."""
+    if (logits is None) == (probabilities is None):
+        expected = "given, or `probabilities`, and not both"
+        reject("logits", type(logits).__name__, expected)
+    if probabilities is not None:
+        p, _ = probabilities_of(probabilities)
+        return np.log(np.maximum(p, _TINY)), np.shape(probabilities)
+    shape = np.shape(logits)
+    # For its checks.
+    probabilities_of(logits, from_logits=True, name="logits")
+    z = np.asarray(logits, np.float64)
+    if _is_binary(shape):
+        z = z.reshape(-1)
+        return np.stack([np.zeros_like(z), z], axis=1), shape
+    return z.reshape(-1, shape[-1]), shape
