@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 
 import keras_trainkit as kt
 from keras_trainkit import cli
-from keras_trainkit.cli import _demo
+from keras_trainkit.cli import _command, _demo
 from keras_trainkit.cli._output import CommandError, whole_folder
 
 FILES = {
@@ -134,7 +135,8 @@ def test_bad_arguments(argv, message, capsys):
 
 
 def test_a_backend_that_is_not_installed(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_BACKENDS", (*cli._BACKENDS, "no_such_backend"))
+    names = (*_command._BACKENDS, "no_such_backend")
+    monkeypatch.setattr(_command, "_BACKENDS", names)
     assert cli.main(["demo", "--backend", "no_such_backend"]) == 1
     error = capsys.readouterr().err
     assert "no_such_backend is not installed: pip install keras-trainkit[" in error
@@ -152,6 +154,40 @@ def test_another_backend_starts_again(tmp_path):
     )
     assert run.returncode == 1
     assert "is not a folder" in run.stderr
+
+
+def test_help_imports_nothing_heavy():
+    """The installed command runs this file as a module of its own."""
+    code = (
+        "import runpy, sys\n"
+        f"main = runpy.run_path({_command.__file__!r})['main']\n"
+        "try:\n"
+        "    main(['--help'])\n"
+        "finally:\n"
+        "    heavy = {'keras', 'keras_trainkit', 'numpy'} & set(sys.modules)\n"
+        "    print('loaded:', *heavy)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "inspect" in run.stdout
+    assert run.stdout.rstrip().endswith("loaded:")
+    assert run.stderr == ""
+
+
+def test_what_is_logged_during_the_import_shows_only_if_it_fails(capfd):
+    with _command._quiet_import():
+        os.write(2, b"a log line")
+    assert capfd.readouterr().err == ""
+
+    def fail():
+        with _command._quiet_import():
+            os.write(2, b"a log line")
+            raise ImportError("broken")
+
+    with pytest.raises(ImportError, match="broken"):
+        fail()
+    assert capfd.readouterr().err == "a log line"
 
 
 def test_version(capsys):

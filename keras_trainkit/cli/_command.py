@@ -1,0 +1,239 @@
+"""The command `keras-trainkit`: its arguments, and what runs for each.
+
+Nothing heavy is imported before the arguments are known, so that `--help` answers at
+once. An installed package has this file as a module of its own, beside the package,
+whose import would load Keras and its backend.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_BACKENDS = ("tensorflow", "jax", "torch")
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: The arguments, by default those of the process.
+
+    Returns:
+        The exit status: 0 if all went well, 1 on an error that one line explains,
+        2 on a wrong argument, 130 on Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(argv)
+    with _quiet_import():
+        from keras_trainkit.cli._output import CommandError
+    try:
+        _use_backend(arguments.backend, argv)
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("\nkeras-trainkit: interrupted; nothing was written", file=sys.stderr)
+        return _INTERRUPTED
+    except (CommandError, OSError) as error:
+        print(f"keras-trainkit: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="keras-trainkit",
+        description="Train with Keras 3: find the learning rate, train on one cycle, "
+        "know what the model does not know, fold, prune and ship.",
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=importlib.metadata.version("keras-trainkit"),
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="the whole path on real data, with a report",
+        description="Train a network on real data from the learning rate to the "
+        "exported model, and write figures, models and report.md.",
+    )
+    demo.add_argument(
+        "--data",
+        choices=("digits", "fashion_mnist", "cifar10"),
+        default="digits",
+        help="the data set (default: digits, which needs no download)",
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("keras-trainkit-demo"),
+        metavar="DIR",
+        help="the folder to write (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--backend",
+        choices=_BACKENDS,
+        help="the Keras backend (default: Keras's own choice, from KERAS_BACKEND or "
+        "~/.keras/keras.json)",
+    )
+    demo.add_argument(
+        "--epochs",
+        type=_positive,
+        metavar="N",
+        help="length of the training (default: by the data set)",
+    )
+    demo.add_argument(
+        "--force", action="store_true", help="write into a folder that is not empty"
+    )
+    demo.set_defaults(run=_run_demo)
+
+    deploy = commands.add_parser(
+        "deploy",
+        help="variants of a model for deployment, and what each costs",
+        description="Write variants of a trained model, each as .keras and .tflite, "
+        "and a report of their size, time and accuracy side by side.",
+    )
+    deploy.add_argument("model", type=Path, help="a .keras file")
+    deploy.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="NPZ",
+        help="validation data: an .npz file with the arrays x and y",
+    )
+    deploy.add_argument(
+        "--fold",
+        action="store_true",
+        help="fold the BatchNorms, drop what only training needs, merge layers",
+    )
+    deploy.add_argument(
+        "--prune-channels",
+        type=_fraction,
+        metavar="RATIO",
+        help="take this fraction of the channels out (train the result afterwards)",
+    )
+    deploy.add_argument(
+        "--quantize",
+        choices=("float16", "dynamic", "int8", "int16x8"),
+        help="quantize the LiteRT file of the last variant as well",
+    )
+    deploy.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write"
+    )
+    deploy.add_argument(
+        "--repetitions",
+        type=_positive,
+        default=50,
+        metavar="N",
+        help="passes that are timed (default: %(default)s)",
+    )
+    deploy.add_argument(
+        "--force", action="store_true", help="write into a folder that is not empty"
+    )
+    deploy.set_defaults(run=_run_deploy, backend=None)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="what could be folded, dropped and pruned in a model, and why not",
+        description="Say what could be folded, dropped and pruned in a model, and what "
+        "could not and why.",
+    )
+    inspect.add_argument("model", type=Path, help="a .keras file")
+    inspect.set_defaults(run=_run_inspect, backend=None)
+    return parser
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._demo import run_demo
+
+    run_demo(arguments.data, arguments.out, arguments.epochs, arguments.force)
+    return 0
+
+
+def _run_deploy(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._deploy import run_deploy
+
+    run_deploy(
+        arguments.model,
+        arguments.data,
+        arguments.out,
+        fold=arguments.fold,
+        ratio=arguments.prune_channels,
+        quantization=arguments.quantize,
+        repetitions=arguments.repetitions,
+        force=arguments.force,
+    )
+    return 0
+
+
+def _run_inspect(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._deploy import run_inspect
+
+    run_inspect(arguments.model)
+    return 0
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1). Received: {text}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer >= 1. Received: {text}")
+    return value
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Keeps back what the backend logs while it is imported, unless that fails.
+
+    TensorFlow writes to the file descriptor, past `sys.stderr`.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as log:
+        before = os.dup(2)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            log.seek(0)
+            os.write(before, log.read())
+            raise
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+
+
+def _use_backend(backend: str | None, argv: list[str]) -> None:
+    """Start again with another backend: Keras fixes its own when it is imported."""
+    import keras
+
+    from keras_trainkit.cli._output import CommandError
+
+    if backend is None or backend == keras.backend.backend():
+        return
+    if importlib.util.find_spec(backend) is None:
+        raise CommandError(
+            f"the backend {backend} is not installed: "
+            f"pip install keras-trainkit[{backend}]"
+        )
+    command = "import sys; from keras_trainkit.cli import main; sys.exit(main())"
+    os.execve(
+        sys.executable,
+        [sys.executable, "-c", command, *argv],
+        {**os.environ, "KERAS_BACKEND": backend},
+    )
