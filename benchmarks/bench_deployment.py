@@ -65,7 +65,7 @@ def main(name, repetitions):
     model.fit(x, y, 64, epochs, verbose=0, callbacks=[kt.callbacks.OneCycle(5e-3)])
     folded = kt.export.optimize_for_inference(model)
     pruned = kt.pruning.prune_once(folded, 0.5)
-    fewer = kt.pruning.prune_channels(model, 0.5, round_to=8, batch_size=None).model
+    fewer = kt.pruning.prune_channels(model, 0.5, round_to=8).model
     fewer.compile(keras.optimizers.Adam(1e-3), LOSS)
     fewer.fit(x, y, 64, max(epochs // 3, 1), verbose=0)
     fewer = kt.export.optimize_for_inference(fewer)

@@ -209,7 +209,7 @@ def channels(seeds, epochs=6, batch=64):
         model = cnn(seed)
         model.compile("adam", LOSS)
         model.fit(x, y, batch, epochs, verbose=0)
-        results = [kt.pruning.prune_channels(model, r, batch_size=None) for r in ratios]
+        results = [kt.pruning.prune_channels(model, r) for r in ratios]
         times = litert_ratios([result.model for result in results], 200)
         for result, seconds in zip(results, times, strict=True):
             before = accuracy_of(result.model, x_test, y_test)
@@ -228,7 +228,7 @@ def channels(seeds, epochs=6, batch=64):
 
 def resnet(rounds):
     model = kt.models.build_cifar_resnet()
-    smaller = kt.pruning.prune_channels(model, 0.5, batch_size=None)
+    smaller = kt.pruning.prune_channels(model, 0.5)
     print(smaller)
     folded = [kt.folding.fold_batch_norm(m).model for m in (model, smaller.model)]
     x = np.random.default_rng(0).normal(size=(32, 32, 32, 3)).astype("float32")

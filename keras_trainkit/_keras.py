@@ -175,6 +175,19 @@ def set_projection_option(layer: keras.layers.Layer, name: str, value: Any) -> N
         setattr(layer, f"_{name}", value)
 
 
+def projections(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The dense layers of a built attention layer with heads, by what they project.
+
+    Those of a `GroupQueryAttention`, and the gate, are not public. Tried on Keras 3.13
+    and 3.15.
+    """
+    found = {
+        name: getattr(layer, f"_{name}_dense", None)
+        for name in ("query", "key", "value", "gate", "output")
+    }
+    return {name: dense for name, dense in found.items() if dense is not None}
+
+
 @contextlib.contextmanager
 def unbuilt_as_before(model: keras.Model) -> Iterator[None]:
     """Takes back that a step inside builds the compiled loss and metrics.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import layers
 
+from keras_trainkit._keras import projections
 from keras_trainkit._model.graph import Call, Edge, read
 from keras_trainkit._model.kernels import kernels
 from keras_trainkit._model.kinds import TRANSPOSED, channels_first, einsum_labels
@@ -36,7 +37,7 @@ def _products(call: Call, shape_of: ShapeOf) -> int:
     layer = call.layer
     if not isinstance(layer, layers.Layer) or isinstance(layer, layers.Embedding):
         return 0
-    if isinstance(layer, layers.MultiHeadAttention):
+    if isinstance(layer, layers.MultiHeadAttention | layers.GroupQueryAttention):
         return _attention(call, shape_of)
     found = [math.prod(shape_of(kernel.variable)) for kernel in kernels(layer)]
     if not found:
@@ -70,14 +71,11 @@ def _attention(call: Call, shape_of: ShapeOf) -> int:
     rows = math.prod(size or 1 for size in query.shape[1:-1])
     columns = math.prod(size or 1 for size in value.shape[1:-1])
     total = 0
-    for dense, positions in (
-        (layer.query_dense, rows),
-        (layer.key_dense, columns),
-        (layer.value_dense, columns),
-        (layer.output_dense, rows),
-    ):
+    parts = projections(layer)
+    for name, dense in parts.items():
+        positions = columns if name in ("key", "value") else rows
         total += math.prod(shape_of(dense.kernel)) * positions
-    for dense in (layer.query_dense, layer.value_dense):
-        _, heads, size = shape_of(dense.kernel)
-        total += rows * columns * heads * size
+    heads = shape_of(parts["query"].kernel)[1]
+    for name in ("query", "value"):
+        total += rows * columns * heads * shape_of(parts[name].kernel)[2]
     return total

@@ -88,7 +88,7 @@ def _make_variants(model, x, y, folder, fold, ratio, quantization, repetitions):
         last.save(file(name, ".keras"))
         export(name, last)
     if ratio is not None:
-        result = kt.pruning.prune_channels(last, ratio, batch_size=None)
+        result = kt.pruning.prune_channels(last, ratio)
         last, name = result.model, f"{name}, fewer channels"
         last.save(file(name, ".keras"))
         export(name, last)
@@ -125,7 +125,7 @@ def run_inspect(model_path: Path) -> None:
     for layer, reason in kt.folding.fold_batch_norm(model).kept.items():
         print(f"  {layer} stays: {reason}")
     try:
-        result = kt.pruning.prune_channels(model, 0.5, batch_size=None)
+        result = kt.pruning.prune_channels(model, 0.5)
     except ValueError as error:
         print(f"\nChannels: {_first_line(error)}")
     else:

@@ -1,13 +1,13 @@
 """Which channels of a model belong together, so that all go or none does.
 
 Every channel of every tensor between layers has a number. A layer that hands channels
-on, as BatchNorm does, puts out the numbers that it took in; one that sums over them, as
-a convolution does, puts out new ones; where an Add brings two tensors together their
+on, as BatchNorm does, outputs the numbers that it took in; one that sums over them, as
+a convolution does, outputs new ones; where an Add brings two tensors together their
 numbers become one. What has one number in the end is cut as one, wherever it lies: in
-kernels, biases, statistics and widths.
+kernels, biases, statistics, widths and constants.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,16 @@ import numpy as np
 
 Numbers = np.ndarray
 Width = tuple[tuple[Numbers, ...], Callable[..., Any]]
+# Counts the channels that are left of some numbers, or takes them from an array.
+Left = Callable[[Numbers], np.ndarray]
+# From an operation's arguments to those that it has after the cut.
+Change = Callable[[Left, tuple, dict], tuple[tuple, dict]]
+
+Lay = tuple["Numbers | str", ...]
+"""What lies along each axis of a tensor, the batch axis first: the numbers of channels,
+or, where nothing is cut, the reason."""
+
+POSITIONS = "meets an axis along which nothing can be cut"
 
 
 @dataclass
@@ -26,11 +36,13 @@ class Slices:
         variable: The variable.
         axes: From an axis to the number of the channel at each place along it.
         units: The axis along which lie the layer's own units; None if it has none.
+        statistic: Whether it holds statistics of the data, not weights.
     """
 
     variable: keras.Variable
     axes: dict[int, Numbers]
     units: int | None = None
+    statistic: bool = False
 
 
 class Channels:
@@ -40,17 +52,20 @@ class Channels:
         slices: For the id of a variable what is cut of it.
         widths: For each layer, by the name of an argument, the channels on whose count
             the argument depends, and the function that makes it of the counts.
+        changes: For each operation whose arguments are cut, how.
         put_out: For each layer with units of its own, their numbers.
         layers: All layers and operations, with their paths.
-        entries: The channels of each symbolic input of the models inside, by its id.
+        entries: What lies along the axes of each symbolic input of the models inside,
+            by its id.
     """
 
     def __init__(self) -> None:
         self.slices: dict[int, Slices] = {}
         self.widths: dict[Any, dict[str, Width]] = {}
+        self.changes: dict[Any, Change] = {}
         self.put_out: dict[Any, Numbers] = {}
         self.layers: dict[Any, str] = {}
-        self.entries: dict[int, Numbers] = {}
+        self.entries: dict[int, Lay] = {}
         self._parents: list[int] = []
         self._reasons: dict[int, str] = {}
 
@@ -63,10 +78,11 @@ class Channels:
             self.keep(numbers, keep)
         return numbers
 
-    def keep(self, numbers: Numbers, reason: str) -> None:
+    def keep(self, numbers: Numbers | str, reason: str) -> None:
         """Have channels left whole."""
-        for root in self.roots(numbers):
-            self._reasons.setdefault(int(root), reason)
+        if not isinstance(numbers, str):
+            for root in self.roots(numbers):
+                self._reasons.setdefault(int(root), reason)
 
     def join(self, a: Numbers, b: Numbers) -> None:
         """Have channels go together, place by place."""
@@ -76,6 +92,29 @@ class Channels:
                 self._parents[second] = first
                 if second in self._reasons:
                     self._reasons.setdefault(first, self._reasons[second])
+
+    def meet(self, a: Numbers | str, b: Numbers | str) -> Numbers | str:
+        """Have what lies along two axes go together; what lies there in the end."""
+        if isinstance(a, str):
+            self.keep(b, a)
+            # A reason that says more than that there are positions.
+            return b if not isinstance(b, str) or a == POSITIONS else a
+        if isinstance(b, str):
+            self.keep(a, b)
+        else:
+            self.join(a, b)
+        return a
+
+    def only(self, lay: Lay, axes: Sequence[int], reason: str = POSITIONS) -> Lay:
+        """What lies along the axes named; channels along others are kept."""
+        axes = [axis % len(lay) for axis in axes]
+        for axis, numbers in enumerate(lay):
+            if axis not in axes:
+                self.keep(numbers, reason)
+        return tuple(
+            numbers if axis in axes or isinstance(numbers, str) else reason
+            for axis, numbers in enumerate(lay)
+        )
 
     def roots(self, numbers: Numbers) -> Numbers:
         """For each channel the number of those that it goes with."""
@@ -98,15 +137,28 @@ class Channels:
             number = self._parents[number]
         return number
 
-    def cut(self, variable, axes: dict[int, Numbers], units: int | None = None) -> None:
-        """Say what lies along the axes of a variable."""
+    def cut(
+        self,
+        variable,
+        axes: dict[int, Numbers | str],
+        units: int | None = None,
+        statistic: bool = False,
+    ) -> None:
+        """Say what lies along the axes of a variable, on each use the same axes."""
         if variable is None:
             return
-        rank = len(variable.shape)
-        axes = {axis % rank: numbers for axis, numbers in axes.items()}
+        shape = variable.shape
+        rank = len(shape)
+        along = {
+            axis % rank: self.new(shape[axis], numbers)
+            if isinstance(numbers, str)
+            else numbers
+            for axis, numbers in axes.items()
+        }
         units = None if units is None else units % rank
-        before = self.slices.setdefault(id(variable), Slices(variable, axes, units))
-        for axis, numbers in axes.items():
+        new = Slices(variable, along, units, statistic)
+        before = self.slices.setdefault(id(variable), new)
+        for axis, numbers in along.items():
             self.join(before.axes[axis], numbers)
 
     def width(
@@ -116,3 +168,7 @@ class Channels:
         before, _ = self.widths.setdefault(layer, {}).setdefault(name, (numbers, make))
         for one, other in zip(before, numbers, strict=True):
             self.join(one, other)
+
+    def units(self, layer, numbers: Numbers) -> None:
+        """Say which are a layer's own units, the same on each use."""
+        self.join(self.put_out.setdefault(layer, numbers), numbers)

@@ -1,39 +1,33 @@
-"""How each kind of layer hands its channels on.
-
-A rule takes the channels, a call and the numbers of its inputs' channels, and returns
-those of its output, or None where it cannot tell.
-"""
-
-import math
-from collections.abc import Callable
-from typing import Any
+"""How each kind of layer hands its channels on."""
 
 import keras
 import numpy as np
 from keras import layers
 
-from keras_trainkit._keras import arguments
-from keras_trainkit._model.graph import Edge, read
+from keras_trainkit._keras import arguments, projections
+from keras_trainkit._model.graph import Call, Edge
 from keras_trainkit._model.kinds import (
     CONVS,
     DEPTHWISE,
     DROPOUTS,
     SEPARABLE,
     TRANSPOSED,
-    channels_first,
+    channel_axis,
     einsum_labels,
 )
 from keras_trainkit.layers import RReLU
-from keras_trainkit.pruning._channel_groups import Channels, Numbers
-
-Rule = Callable[..., "Numbers | None"]
-_RULES: dict[type, Rule] = {}
-_OPERATIONS: dict[str, Rule] = {}
+from keras_trainkit.pruning._channel_groups import POSITIONS, Channels, Lay, Numbers
+from keras_trainkit.pruning._channel_trace import follow, rule
 
 _GATES = {layers.SimpleRNN: 1, layers.GRU: 3, layers.LSTM: 4}
 _POOLING = [
     getattr(layers, f"{kind}Pooling{rank}D")
-    for kind in ("Max", "Average", "GlobalMax", "GlobalAverage")
+    for kind in ("Max", "Average")
+    for rank in (1, 2, 3)
+]
+_GLOBAL_POOLING = [
+    getattr(layers, f"Global{kind}Pooling{rank}D")
+    for kind in ("Max", "Average")
     for rank in (1, 2, 3)
 ]
 _RESIZING = [
@@ -41,347 +35,417 @@ _RESIZING = [
     for kind in ("UpSampling", "ZeroPadding", "Cropping")
     for rank in (1, 2, 3)
 ]
-_MERGES = (
-    layers.Add, layers.Subtract, layers.Multiply, layers.Average, layers.Maximum,
-    layers.Minimum,
-)  # fmt: skip
 # Activations of Keras that look at more than one channel.
-_MIXING = {"softmax", "log_softmax", "sparsemax", "glu"}
+_MIXING = {"softmax", "log_softmax", "sparsemax", "sparse_softmax", "glu"}
 
 
-def trace(model: keras.Model) -> Channels:
-    """The channels of a Functional or built Sequential model."""
-    channels, graph = Channels(), read(model)
-    tensors: dict[int, Numbers] = {}
-
-    def numbers(edge: Edge) -> Numbers:
-        if id(edge) not in tensors:
-            # An input, of the model or of one that is applied to each step.
-            tensors[id(edge)] = channels.new(edge.shape[-1] or 1, "is an input")
-        return tensors[id(edge)]
-
-    for call in graph.calls:
-        layer = call.layer
-        channels.layers.setdefault(layer, call.path)
-        taken = [numbers(edge) for edge in call.inputs]
-        rule = _rule_of(layer)
-        out = rule(channels, call, *taken) if rule and len(call.outputs) == 1 else None
-        what = f"{type(layer).__name__} {layer.name!r}"
-        if out is None:
-            for x in taken:
-                channels.keep(x, f"feeds {what}, which is left whole")
-        for edge in call.outputs:
-            if out is None:
-                size = edge.shape[-1] if len(edge.shape) > 1 else 1
-                out_of_it = channels.new(size or 1, f"comes from {what}")
-            tensors[id(edge)] = out_of_it if out is None else out
-    for x, edge in graph.entries:
-        # A model that is used twice takes in channels alike.
-        channels.join(channels.entries.setdefault(id(x), numbers(edge)), numbers(edge))
-    for call in graph.calls:
-        for edge in call.outputs:
-            if edge.is_output:
-                channels.keep(numbers(edge), "is an output")
-    return channels
-
-
-def _rule_of(layer: Any) -> Rule | None:
-    """The rule for a layer or an operation; None for one that is not known.
-
-    What a class of the user's does is not known, whatever it derives from.
-    """
-    kind = type(layer)
-    if kind.__module__.split(".")[0] not in ("keras", "keras_trainkit"):
-        return None
-    if channels_first(layer):
-        return None
-    if not isinstance(layer, layers.Layer):
-        return _OPERATIONS.get(kind.__name__)
-    for base in kind.__mro__:
-        if base in _RULES:
-            return _RULES[base]
-    return None
-
-
-def _rule(*kinds: type) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _RULES.update(dict.fromkeys(kinds, rule))
-        return rule
-
-    return register
-
-
-def _activated(channels: Channels, layer, numbers: Numbers) -> Numbers:
+def _activated(channels: Channels, layer, lay: Lay) -> Lay:
     """Keep the channels together that an activation mixes."""
     activation = getattr(layer, "activation", None)
     name = getattr(activation, "__name__", "")
     own = getattr(keras.activations, name, None) is activation and name not in _MIXING
     if activation is not None and not own:
-        channels.keep(numbers, f"goes through the activation of {layer.name!r}")
-    return numbers
+        for numbers in lay:
+            channels.keep(numbers, f"goes through the activation of {layer.name!r}")
+    return lay
 
 
-@_rule(
+def _with(lay: Lay, axis: int, numbers: Numbers | str) -> Lay:
+    """The same but along one axis."""
+    out = list(lay)
+    out[axis] = numbers
+    return tuple(out)
+
+
+def _along(channels: Channels, call: Call, lay: Lay) -> Numbers | str:
+    """What lies along the axis of a layer's channels, the only one that is cut."""
+    axis = channel_axis(call.layer, len(lay))
+    return channels.only(lay, [axis])[axis]
+
+
+def _into(call: Call, numbers: Numbers | str) -> Lay:
+    """Channels where a layer outputs them."""
+    rank = len(call.outputs[0].shape)
+    axis = channel_axis(call.layer, rank)
+    return tuple(numbers if i == axis else POSITIONS for i in range(rank))
+
+
+def _outputs(channels: Channels, call: Call, width: str, out: Numbers) -> Lay:
+    """The output of a layer with units of its own and a bias for each."""
+    layer = call.layer
+    channels.cut(layer.bias, {0: out})
+    channels.width(layer, width, out)
+    channels.units(layer, out)
+    return _activated(channels, layer, _into(call, out))
+
+
+@rule(
     layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Identity,
-    layers.RepeatVector, RReLU, *_POOLING, *_RESIZING, *DROPOUTS,
+    layers.ActivityRegularization, RReLU,
 )  # fmt: skip
-def _pass(channels, call, x, *_):
+def _same(channels, call, x):
     return _activated(channels, call.layer, x)
 
 
-@_rule(layers.Rescaling)
+@rule("StochasticDepth")
+def _stochastic_depth(channels, call, x):
+    return x
+
+
+@rule(*DROPOUTS)
+def _dropout(channels, call, x):
+    shape = getattr(call.layer, "noise_shape", None)
+    if shape is not None:
+        # An axis whose size the layer was told is not cut.
+        free = [axis for axis, size in enumerate(shape) if size in (None, 1)]
+        channels.only(x, free, f"has its size told to {call.layer.name!r}")
+    return x
+
+
+@rule(layers.Softmax)
+def _softmax(channels, call, x, *masks):
+    axes = np.ravel(call.layer.axis) % len(x)
+    free = [axis for axis in range(len(x)) if axis not in axes]
+    return channels.only(x, free, f"goes through the softmax of {call.layer.name!r}")
+
+
+@rule(*_POOLING, *_RESIZING, *_GLOBAL_POOLING)
+def _pooling(channels, call, x, *masks):
+    return _into(call, _along(channels, call, x))
+
+
+@rule(layers.RepeatVector)
+def _repeat_vector(channels, call, x):
+    return (x[0], POSITIONS, x[1])
+
+
+@rule(layers.Rescaling)
 def _rescaling(channels, call, x):
     scalars = np.size(call.layer.scale) == np.size(call.layer.offset) == 1
     return x if scalars else None
 
 
-@_rule(layers.BatchNormalization)
-def _batch_norm(channels, call, x, *_):
+@rule(layers.BatchNormalization)
+def _batch_norm(channels, call, x, *masks):
     layer = call.layer
-    if layer.axis not in (-1, len(call.inputs[0].shape) - 1):
-        return None
+    for weight in (layer.gamma, layer.beta):
+        channels.cut(weight, {0: x[layer.axis]})
+    for weight in (layer.moving_mean, layer.moving_variance):
+        channels.cut(weight, {0: x[layer.axis]}, statistic=True)
+    return x
+
+
+@rule(layers.LayerNormalization, layers.RMSNormalization, layers.UnitNormalization)
+def _layer_norm(channels, call, x, *masks):
+    axes = np.ravel(call.layer.axis)
+    for weight in call.layer.weights:
+        channels.cut(weight, {i: x[axis] for i, axis in enumerate(axes)})
+    return x
+
+
+@rule(layers.GroupNormalization)
+def _group_norm(channels, call, x, *masks):
+    layer = call.layer
+    numbers = x[layer.axis]
     for weight in layer.weights:
-        channels.cut(weight, {0: x})
+        channels.cut(weight, {0: numbers})
+    if not isinstance(numbers, str):
+        if layer.groups == len(numbers):
+            channels.width(layer, "groups", numbers)
+        else:
+            _same_places(channels, numbers, layer.groups)
     return x
 
 
-@_rule(layers.PReLU)
+def _same_places(channels: Channels, numbers: Numbers, groups: int) -> None:
+    """Have all groups lose the same places, so that they stay of one size."""
+    first, *rest = numbers.reshape(groups, -1)
+    for group in rest:
+        channels.join(first, group)
+
+
+@rule("LayerScale")
+def _layer_scale(channels, call, x):
+    channels.cut(call.layer.gamma, {0: x[-1]})
+    if not isinstance(x[-1], str):
+        channels.width(call.layer, "projection_dim", x[-1])
+    return x
+
+
+@rule(layers.PReLU)
 def _prelu(channels, call, x):
-    if call.layer.alpha.shape[-1] == len(x):
-        channels.cut(call.layer.alpha, {-1: x})
+    shape = call.layer.alpha.shape
+    own = {axis: x[axis + 1] for axis, size in enumerate(shape) if size > 1}
+    channels.cut(call.layer.alpha, own)
     return x
 
 
-@_rule(layers.Dense)
+@rule(layers.Dense)
 def _dense(channels, call, x):
-    layer = call.layer
-    out = channels.new(layer.units)
-    channels.cut(layer.kernel, {0: x, 1: out}, units=1)
-    return _put_out(channels, layer, "units", out)
+    out = channels.new(call.layer.units)
+    channels.cut(call.layer.kernel, {0: x[-1], 1: out}, units=1)
+    _outputs(channels, call, "units", out)
+    # It works along the last axis; channels along others are handed on.
+    return _activated(channels, call.layer, _with(x, -1, out))
 
 
-def _put_out(channels: Channels, layer, width: str | None, out: Numbers) -> Numbers:
-    channels.cut(layer.bias, {0: out})
-    if width:
-        channels.width(layer, width, out)
-    # A layer that is used twice has the same units both times.
-    before = channels.put_out.setdefault(layer, out)
-    channels.join(before, out)
-    return _activated(channels, layer, out)
-
-
-@_rule(layers.EinsumDense)
+@rule(layers.EinsumDense)
 def _einsum_dense(channels, call, x):
     layer = call.layer
-    taken, kernel, out = einsum_labels(layer)
-    names = [name for name in kernel if name in out]
-    if kernel.count(taken[-1]) != 1 or taken[-1] in out or names != [out[-1]]:
+    taken, kernel, output = einsum_labels(layer)
+    own = [label for label in kernel if label in output]
+    if kernel.count(taken[-1]) != 1 or taken[-1] in output or own != [output[-1]]:
         return None
-    units = channels.new(layer.kernel.shape[kernel.index(out[-1])])
-    axes = {kernel.index(taken[-1]): x, kernel.index(out[-1]): units}
-    channels.cut(layer.kernel, axes, units=kernel.index(out[-1]))
     if layer.bias is not None and len(layer.bias.shape) != 1:
         return None
+    channels.only(x, [-1])
+    units = kernel.index(own[0])
+    out = channels.new(layer.kernel.shape[units])
+    channels.cut(
+        layer.kernel, {kernel.index(taken[-1]): x[-1], units: out}, units=units
+    )
+    channels.cut(layer.bias, {0: out})
+    channels.units(layer, out)
     shape = layer.get_config()["output_shape"]
     rest = tuple(shape[:-1]) if isinstance(shape, list | tuple) else None
-    if rest is None:
-        return _put_out(channels, layer, "output_shape", units)
-    channels.width(layer, "output_shape", units, make=lambda count: (*rest, count))
-    return _put_out(channels, layer, None, units)
+    channels.width(
+        layer,
+        "output_shape",
+        out,
+        make=int if rest is None else lambda count: (*rest, count),
+    )
+    return _activated(channels, layer, _into(call, out))
 
 
-@_rule(*CONVS)
+@rule(*CONVS)
 def _conv(channels, call, x):
-    layer = call.layer
+    layer, numbers = call.layer, _along(channels, call, x)
     if layer.groups == 1:
         out = channels.new(layer.filters)
-        channels.cut(layer.kernel, {-2: x, -1: out}, units=-1)
-        return _put_out(channels, layer, "filters", out)
-    if layer.groups == len(x):
+        channels.cut(layer.kernel, {-2: numbers, -1: out}, units=-1)
+        return _outputs(channels, call, "filters", out)
+    if isinstance(numbers, str):
+        return None
+    if layer.groups == len(numbers):
         # Each channel by itself: a group goes with its channel.
-        out = np.repeat(x, layer.filters // len(x))
+        out = np.repeat(numbers, layer.filters // len(numbers))
         channels.cut(layer.kernel, {-1: out})
-        channels.width(layer, "groups", x)
-        channels.width(layer, "filters", out)
         channels.cut(layer.bias, {0: out})
-        return _activated(channels, layer, out)
-    # All groups lose the same places, so that they stay of one size.
+        channels.width(layer, "groups", numbers)
+        channels.width(layer, "filters", out)
+        return _activated(channels, layer, _into(call, out))
     out = channels.new(layer.filters)
-    places = x.reshape(layer.groups, -1), out.reshape(layer.groups, -1)
-    for groups in places:
-        for group in groups[1:]:
-            channels.join(groups[0], group)
-    channels.cut(layer.kernel, {-2: places[0][0], -1: out}, units=-1)
-    return _put_out(channels, layer, "filters", out)
+    for grouped in (numbers, out):
+        _same_places(channels, grouped, layer.groups)
+    inputs = numbers.reshape(layer.groups, -1)[0]
+    channels.cut(layer.kernel, {-2: inputs, -1: out}, units=-1)
+    return _outputs(channels, call, "filters", out)
 
 
-@_rule(*TRANSPOSED)
+@rule(*TRANSPOSED)
 def _transposed(channels, call, x):
     out = channels.new(call.layer.filters)
-    channels.cut(call.layer.kernel, {-1: x, -2: out}, units=-2)
-    return _put_out(channels, call.layer, "filters", out)
+    inputs = _along(channels, call, x)
+    channels.cut(call.layer.kernel, {-1: inputs, -2: out}, units=-2)
+    return _outputs(channels, call, "filters", out)
 
 
-@_rule(*DEPTHWISE)
+@rule(*DEPTHWISE)
 def _depthwise(channels, call, x):
-    layer = call.layer
-    out = np.repeat(x, layer.depth_multiplier)
-    channels.cut(layer.kernel, {-2: x})
+    layer, numbers = call.layer, _along(channels, call, x)
+    if isinstance(numbers, str):
+        return None
+    out = np.repeat(numbers, layer.depth_multiplier)
+    channels.cut(layer.kernel, {-2: numbers})
     channels.cut(layer.bias, {0: out})
-    return _activated(channels, layer, out)
+    return _activated(channels, layer, _into(call, out))
 
 
-@_rule(*SEPARABLE)
+@rule(*SEPARABLE)
 def _separable(channels, call, x):
-    layer = call.layer
+    layer, numbers = call.layer, _along(channels, call, x)
     out = channels.new(layer.filters)
-    channels.cut(layer.depthwise_kernel, {-2: x})
-    between = np.repeat(x, layer.depth_multiplier)
-    channels.cut(layer.pointwise_kernel, {-2: between, -1: out}, units=-1)
-    return _put_out(channels, layer, "filters", out)
+    if isinstance(numbers, str):
+        channels.cut(layer.pointwise_kernel, {-1: out}, units=-1)
+    else:
+        channels.cut(layer.depthwise_kernel, {-2: numbers})
+        between = np.repeat(numbers, layer.depth_multiplier)
+        channels.cut(layer.pointwise_kernel, {-2: between, -1: out}, units=-1)
+    return _outputs(channels, call, "filters", out)
 
 
-@_rule(layers.Embedding)
+@rule(layers.Embedding)
 def _embedding(channels, call, x):
-    out = channels.new(call.layer.output_dim)
-    channels.cut(call.layer.embeddings, {1: out}, units=1)
-    channels.width(call.layer, "output_dim", out)
-    channels.put_out.setdefault(call.layer, out)
-    return out if call.layer.embeddings is not None else None
+    layer = call.layer
+    channels.only(x, [])
+    out = channels.new(layer.output_dim)
+    channels.cut(layer.embeddings, {1: out}, units=1)
+    channels.width(layer, "output_dim", out)
+    channels.units(layer, out)
+    return (*(POSITIONS,) * len(x), out)
 
 
-@_rule(*_GATES)
+@rule(layers.ReversibleEmbedding)
+def _reversible_embedding(channels, call, x):
+    layer = call.layer
+    args, kwargs = call.node.arguments.args, call.node.arguments.kwargs
+    if not (kwargs.get("reverse") or (len(args) > 1 and args[1])):
+        out = _embedding(channels, call, x)
+        if not layer.tie_weights:
+            channels.cut(layer.reverse_embeddings, {0: out[-1]})
+        return out
+    if layer.tie_weights:
+        channels.cut(layer.embeddings, {1: x[-1]}, units=1)
+    else:
+        channels.cut(layer.reverse_embeddings, {0: x[-1]})
+    return _with(x, -1, f"is the vocabulary of {layer.name!r}")
+
+
+@rule(*_GATES)
 def _recurrent(channels, call, x, *states):
-    layer, gates = call.layer, _GATES[type(call.layer)]
+    layer = call.layer
     if states or len(call.outputs) != 1:
         return None
+    out = _cell_units(channels, layer, channels.only(x, [-1])[-1])
+    return _activated(channels, layer, _into(call, out))
+
+
+def _cell_units(channels: Channels, layer, numbers: Numbers | str) -> Numbers:
     cell = layer.cell
     out = channels.new(layer.units)
-    every = np.tile(out, gates)
-    channels.cut(cell.kernel, {0: x, 1: every})
+    every = np.tile(out, _GATES[type(layer)])
+    channels.cut(cell.kernel, {0: numbers, 1: every})
     channels.cut(cell.recurrent_kernel, {0: out, 1: every}, units=0)
     channels.cut(cell.bias, {-1: every})
     channels.width(layer, "units", out)
-    channels.put_out.setdefault(layer, out)
-    channels.join(channels.put_out[layer], out)
-    return _activated(channels, layer, out)
+    channels.units(layer, out)
+    return out
 
 
-@_rule(layers.MultiHeadAttention)
+@rule(layers.Bidirectional)
+def _bidirectional(channels, call, x, *states):
+    layer = call.layer
+    parts = (layer.forward_layer, layer.backward_layer)
+    if states or any(type(part) not in _GATES or part.return_state for part in parts):
+        return None
+    numbers = channels.only(x, [-1])[-1]
+    outs = []
+    for part in parts:
+        channels.layers.setdefault(part, f"{call.path}/{part.name}")
+        out = _cell_units(channels, part, numbers)
+        outs.append(_activated(channels, part, _into(call, out)))
+    first, second = (lay[-1] for lay in outs)
+    if layer.merge_mode is None:
+        return outs
+    if layer.merge_mode == "concat":
+        return _into(call, np.concatenate([first, second]))
+    channels.join(first, second)
+    return outs[0]
+
+
+@rule(layers.TimeDistributed)
+def _time_distributed(channels, call, x, *masks):
+    """What the layer inside does at each step."""
+    inner = call.layer.layer
+    before, after = (
+        [Edge((e.shape[0], *e.shape[2:])) for e in edges]
+        for edges in ([call.inputs[0]], call.outputs)
+    )
+    channels.layers.setdefault(inner, f"{call.path}/{inner.name}")
+    step = Call(inner, f"{call.path}/{inner.name}", before, after, node=call.node)
+    channels.keep(x[1], "is a step in time")
+    outs = follow(channels, step, [(x[0], *x[2:])])
+    return [(out[0], POSITIONS, *out[1:]) for out in outs]
+
+
+@rule(layers.MultiHeadAttention)
 def _attention(channels, call, *taken):
     layer = call.layer
-    if not 2 <= len(taken) <= 3 or len(call.outputs) != 1:
-        return None
-    query, value, key = taken[0], taken[1], taken[-1]
-    heads = channels.new(layer.num_heads)
-    for dense, x in (
-        (layer.query_dense, query),
-        (layer.key_dense, key),
-        (layer.value_dense, value),
-    ):
-        channels.cut(dense.kernel, {0: x, 1: heads})
-        channels.cut(dense.bias, {0: heads})
-    channels.width(layer, "num_heads", heads)
     shape = layer.get_config().get("output_shape")
-    if shape is not None and (np.size(shape) != 1):
+    if shape is not None and np.size(shape) != 1:
         return None
-    out = channels.new(layer.output_dense.kernel.shape[-1])
-    channels.cut(layer.output_dense.kernel, {0: heads, -1: out}, units=0)
-    channels.cut(layer.output_dense.bias, {0: out})
-    if shape is None:
-        # As wide as the query.
-        channels.join(query, out)
+    heads = channels.new(layer.num_heads)
+    out = _attend(channels, call, taken, heads, heads, shape is None)
+    if out is not None:
+        channels.width(layer, "num_heads", heads)
+        if shape is not None:
+            channels.width(layer, "output_shape", out[0][-1])
+    return out
+
+
+def _query_value_key(call: Call, taken: tuple[Lay, ...]) -> list[Lay] | None:
+    """What lies along the axes of the three, among inputs that may be masks too."""
+    args, kwargs = arguments(call.node, list(range(len(taken))))
+    if args and isinstance(args[0], list | tuple):
+        args = tuple(args[0])
+    named = [kwargs.get(name) for name in ("query", "value", "key")]
+    found = [*args[:3], *named[len(args[:3]) :]]
+    if found[0] is None or found[1] is None:
+        return None
+    places = [found[0], found[1], found[1] if found[2] is None else found[2]]
+    return [taken[place] for place in places]
+
+
+def _attend(
+    channels: Channels, call: Call, taken, heads, shared, as_query: bool
+) -> list[Lay] | None:
+    """Cut the projections of an attention layer; its output and scores.
+
+    Args:
+        channels: The channels.
+        call: The call.
+        taken: What lies along the axes of the inputs.
+        heads: The heads of the query.
+        shared: Those of key and value, fewer where several queries share one.
+        as_query: Whether the output is as wide as the query.
+    """
+    found = _query_value_key(call, taken)
+    scores = len(call.outputs[-1].shape)
+    if found is None or (len(call.outputs) > 1 and scores != 4):
+        return None
+    query, value, key = found
+    for name, dense in projections(call.layer).items():
+        x = {"key": key, "value": value}.get(name, query)
+        own = shared if name in ("key", "value") else heads
+        if name != "output":
+            channels.cut(dense.kernel, {0: channels.only(x, [-1])[-1], 1: own})
+            channels.cut(dense.bias, {0: own})
+    last = projections(call.layer)["output"]
+    out = channels.new(last.kernel.shape[-1])
+    channels.cut(last.kernel, {0: heads, -1: out}, units=0)
+    channels.cut(last.bias, {0: out})
+    channels.units(call.layer, heads)
+    width = channels.meet(query[-1], out) if as_query else out
+    lays = [_into(call, width), (POSITIONS, heads, POSITIONS, POSITIONS)]
+    return lays[: len(call.outputs)]
+
+
+@rule(layers.GroupQueryAttention)
+def _group_query_attention(channels, call, *taken):
+    layer = call.layer
+    shared = channels.new(layer.num_key_value_heads)
+    if len(shared) == 1:
+        # All queries share the one head of key and value, which stays.
+        channels.keep(shared, "is the only head of key and value")
+        heads = channels.new(layer.num_query_heads)
     else:
-        channels.width(layer, "output_shape", out)
-    channels.put_out.setdefault(layer, heads)
+        heads = np.repeat(shared, layer.num_repeats)
+    out = _attend(channels, call, taken, heads, shared, as_query=True)
+    if out is not None:
+        channels.width(layer, "num_query_heads", heads)
+        channels.width(layer, "num_key_value_heads", shared)
     return out
 
 
-@_rule(layers.Flatten)
-def _flatten(channels, call, x):
-    sizes = call.inputs[0].shape[1:-1]
-    return None if None in sizes else np.tile(x, math.prod(sizes))
-
-
-@_rule(layers.Reshape)
-def _reshape(channels, call, x):
-    before, after = call.inputs[0].shape[1:], call.outputs[0].shape[1:]
-    if None in (*before, *after):
+@rule(layers.Attention, layers.AdditiveAttention)
+def _plain_attention(channels, call, *taken):
+    found = _query_value_key(call, taken)
+    if found is None or len(call.outputs) != 1:
         return None
-    places = np.broadcast_to(x, before).reshape(-1, after[-1])
-    if (places != places[0]).any():
-        return None
-    out = places[0]
-    rest = tuple(after[:-1])
-    channels.width(call.layer, "target_shape", out, make=lambda count: (*rest, count))
-    return out
-
-
-@_rule(layers.Permute)
-def _permute(channels, call, x):
-    return x if call.layer.dims[-1] == len(call.layer.dims) else None
-
-
-@_rule(*_MERGES)
-def _merge(channels, call, *taken):
-    if len({len(edge.shape) for edge in call.inputs}) != 1:
-        return None
-    widest = max(taken, key=len)
-    for x in taken:
-        if len(x) == len(widest):
-            channels.join(widest, x)
-        else:
-            channels.keep(x, "is spread over other channels")
-    return widest
-
-
-@_rule(layers.Concatenate)
-def _concatenate(channels, call, *taken):
-    if call.layer.axis in (-1, len(call.inputs[0].shape) - 1):
-        return np.concatenate(taken)
-    return _merge(channels, call, *taken)
-
-
-def _operation(*names: str) -> Callable[[Rule], Rule]:
-    def register(rule: Rule) -> Rule:
-        _OPERATIONS.update(dict.fromkeys(names, rule))
-        return rule
-
-    return register
-
-
-_operation("Concatenate")(_concatenate)
-
-
-@_operation(
-    "Relu", "Relu6", "Sigmoid", "Silu", "Gelu", "Tanh", "Elu", "Selu", "LeakyRelu",
-    "HardSigmoid", "HardSilu", "HardSwish", "Softplus",
-)  # fmt: skip
-def _elementwise(channels, call, x):
-    return x
-
-
-@_operation("Add", "Subtract", "Multiply", "Maximum", "Minimum", "Divide", "TrueDivide")
-def _arithmetic(channels, call, *taken):
-    args, kwargs = arguments(call.node, [None] * len(taken))
-    constants = [*args, *kwargs.values()]
-    # A constant with an entry for each channel would have to be cut too.
-    if any(c is not None and not isinstance(c, int | float) for c in constants):
-        return None
-    return _merge(channels, call, *taken)
-
-
-@_operation("Pad")
-def _pad(channels, call, x):
-    widths = [list(pair) for pair in call.layer.pad_width]
-    front, back = (channels.new(n) for n in widths[-1])
-    if call.layer.mode != "constant" or len(widths) != len(call.inputs[0].shape):
-        return None
-    if not len(front) and not len(back):
-        return x
-
-    def make(count_front, count_back):
-        return [*widths[:-1], [count_front, count_back]]
-
-    channels.width(call.layer, "pad_width", front, back, make=make)
-    return np.concatenate([front, x, back])
+    query, value, key = found
+    shared = channels.meet(query[-1], channels.only(key, [-1])[-1])
+    for weight in call.layer.weights:
+        if len(weight.shape):
+            channels.cut(weight, {0: shared})
+    channels.only(value, [-1])
+    return _with(query, -1, value[-1])

@@ -15,12 +15,14 @@ from keras_trainkit._checks import (
 )
 from keras_trainkit._model.compare import random_inputs
 from keras_trainkit._model.flops import flops
-from keras_trainkit._model.graph import check_graph, rebuild
+from keras_trainkit._model.graph import check_graph
 from keras_trainkit._model.select import check_all_used, check_selectors, selected
 from keras_trainkit._stopwatch import latencies
 from keras_trainkit._table import Report, Table
+from keras_trainkit.pruning import _channel_ops, _channel_rules  # noqa: F401
+from keras_trainkit.pruning._channel_cut import cut
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
-from keras_trainkit.pruning._channel_rules import trace
+from keras_trainkit.pruning._channel_trace import trace
 from keras_trainkit.pruning._importance import IMPORTANCES, Scores, score
 
 _REPETITIONS = 10
@@ -93,19 +95,18 @@ def prune_channels(
     x: Any = None,
     y: Any = None,
     seed: int | None = None,
-    batch_size: int | None = 1,
+    latency_batch_size: int | None = None,
 ) -> ShrinkResult:
     """Copy a model without its least important units, filters and attention heads.
 
     With a channel goes everything that depends on it: the weights that read it in the
-    layers behind, its bias, its BatchNorm, the channels that an Add brings together
+    layers behind, its bias, its normalization, the channels that an Add brings together
     with it, its place in a Concatenate or behind a Flatten. What cannot be cut is left
     whole and listed. Train the result for a few epochs: it is made of plain layers,
     smaller and faster everywhere, and its accuracy has suffered.
 
     Args:
-        model: A built Sequential or Functional model in `channels_last`; it is not
-            changed.
+        model: A built Sequential or Functional model; it is not changed.
         ratio: How much to take away, a fraction in `[0, 1)` of what `target` says.
         importance: How channels are ranked: `"l1"` or `"l2"`, the norm of their
             weights over the layer's mean; `"bn_gamma"`, the absolute scale of their
@@ -123,8 +124,8 @@ def prune_channels(
         x: For `"taylor"`: a batch of inputs of a compiled model.
         y: Its targets.
         seed: For `"random"`.
-        batch_size: Rows for which both models are timed, in turns, with random inputs;
-            None not to.
+        latency_batch_size: Rows of the batch of random inputs for which both models
+            are timed, in turns; None not to time them.
 
     Returns:
         A `ShrinkResult`.
@@ -136,7 +137,7 @@ def prune_channels(
     Examples:
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3, hidden_units=(64, 32))
-        >>> result = kt.pruning.prune_channels(model, 0.5, batch_size=None)
+        >>> result = kt.pruning.prune_channels(model, 0.5)
         >>> [layer.units for layer in result.model.layers if hasattr(layer, "units")]
         [32, 16, 3]
 
@@ -155,8 +156,8 @@ def prune_channels(
     check_integer("round_to", round_to, minimum=1)
     check_in_range("min_keep", min_keep, 0, 1, closed="right")
     selectors = check_selectors("exclude", exclude)
-    if batch_size is not None:
-        check_integer("batch_size", batch_size, minimum=1)
+    if latency_batch_size is not None:
+        check_integer("latency_batch_size", latency_batch_size, minimum=1)
     channels = trace(model)
     check_all_used("exclude", [(layer,) for layer in channels.layers], selectors)
     for layer, numbers in channels.put_out.items():
@@ -165,7 +166,9 @@ def prune_channels(
     scores = score(model, channels, importance, x, y, seed)
     groups = list(_groups(channels, scores))
     if not groups:
-        reject("model", model.name, "a model with channels that can be cut")
+        whole = [f"{path!r} {reason}" for path, reason in _whole(channels).items()]
+        why = "; ".join(whole[:8]) or "no layer has units of its own"
+        reject("model", model.name, f"a model with channels that can be cut ({why})")
 
     def choose(share: float) -> set[int]:
         choice = _choose_each if scope == "layer" else _choose_all
@@ -176,10 +179,11 @@ def prune_channels(
         if target == "channels"
         else _search(model, channels, choose, ratio, target)
     )
-    smaller = _cut(model, channels, gone)
+    smaller = cut(model, channels, gone)
     times: list[float | None] = [None, None]
-    if batch_size is not None:
-        times = [float(np.median(t)) for t in _time(model, smaller, batch_size)]
+    if latency_batch_size is not None:
+        pairs = _time(model, smaller, latency_batch_size)
+        times = [float(np.median(seconds)) for seconds in pairs]
     return ShrinkResult(
         smaller,
         Cost(model.count_params(), flops(model), times[0]),
@@ -188,11 +192,7 @@ def prune_channels(
             channels.layers[layer]: np.flatnonzero(_left(channels, numbers, gone))
             for layer, numbers in channels.put_out.items()
         },
-        whole={
-            channels.layers[layer]: reason
-            for layer, numbers in channels.put_out.items()
-            if (reason := _why_whole(channels, numbers))
-        },
+        whole=_whole(channels),
     )
 
 
@@ -291,49 +291,13 @@ def _left(channels: Channels, numbers: Numbers, gone: set[int]) -> np.ndarray:
     return np.array([root not in gone for root in channels.roots(numbers)], bool)
 
 
-def _why_whole(channels: Channels, numbers: Numbers) -> str | None:
-    if all(channels.is_kept(int(root)) for root in channels.roots(numbers)):
-        return channels.reason(numbers)
-    return None
-
-
-def _cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
-    """The model without some channels."""
-
-    def replacement(layer):
-        weights = getattr(layer, "weights", [])
-        if layer not in channels.widths and not any(
-            id(weight) in channels.slices for weight in weights
-        ):
-            return None
-        config = layer.get_config()
-        for name, (every, make) in channels.widths.get(layer, {}).items():
-            config[name] = make(*(count(numbers) for numbers in every))
-        return type(layer).from_config(config)
-
-    def count(numbers: Numbers) -> int:
-        return int(_left(channels, numbers, gone).sum())
-
-    def input_shape(x) -> tuple:
-        if len(x.shape) < 2 or x.shape[-1] is None:
-            return x.shape
-        return (*x.shape[:-1], count(channels.entries[id(x)]))
-
-    copy, pairs = rebuild(model, replacement, input_shape)
-    for old, new in pairs.items():
-        if isinstance(old, keras.Model):
-            continue
-        olds, news = getattr(old, "weights", []), getattr(new, "weights", [])
-        for variable, target in zip(olds, news, strict=True):
-            found = channels.slices.get(id(variable))
-            if found:
-                value = keras.ops.convert_to_numpy(variable)
-                for axis, numbers in found.axes.items():
-                    value = np.compress(_left(channels, numbers, gone), value, axis)
-                target.assign(value)
-            elif any(id(v) in channels.slices for v in olds):
-                target.assign(variable)
-    return copy
+def _whole(channels: Channels) -> dict[str, str]:
+    """The layers none of whose units can go, and why."""
+    return {
+        channels.layers[layer]: str(channels.reason(numbers))
+        for layer, numbers in channels.put_out.items()
+        if all(channels.is_kept(int(root)) for root in channels.roots(numbers))
+    }
 
 
 def _time(model, smaller, rows: int) -> list[np.ndarray]:

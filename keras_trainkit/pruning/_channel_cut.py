@@ -1,0 +1,83 @@
+"""A model without some of its channels."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from keras_trainkit._model.graph import inner_model, rebuild
+from keras_trainkit.pruning._channel_groups import Channels, Numbers
+
+
+def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
+    """Copy a model without some channels.
+
+    Args:
+        model: The model.
+        channels: Its channels.
+        gone: The roots of those that go.
+    """
+
+    def left(numbers: Numbers) -> np.ndarray:
+        return np.array([root not in gone for root in channels.roots(numbers)], bool)
+
+    def replacement(layer):
+        if inner_model(layer) or not _is_cut(layer, channels):
+            return None
+        new = _remade(layer)
+        change = channels.changes.get(layer)
+        if change is None:
+            return new
+        # The graph of the copy gets the call inside, with the arguments that are cut.
+        return lambda *args, **kwargs: _called(new, *change(left, args, kwargs))
+
+    def _remade(layer):
+        config = layer.get_config()
+        for name, (every, make) in channels.widths.get(layer, {}).items():
+            config[name] = make(*(int(left(numbers).sum()) for numbers in every))
+        if isinstance(layer, layers.TimeDistributed):
+            return layers.TimeDistributed(**{**config, "layer": _remade(layer.layer)})
+        if isinstance(layer, layers.Bidirectional):
+            config["layer"] = _remade(layer.forward_layer)
+            config["backward_layer"] = _remade(layer.backward_layer)
+            return layers.Bidirectional(**config)
+        return type(layer).from_config(config)
+
+    def input_shape(x) -> tuple:
+        lay = channels.entries[id(x)]
+        return tuple(
+            size if isinstance(numbers, str) else int(left(numbers).sum())
+            for size, numbers in zip(x.shape, lay, strict=True)
+        )
+
+    copy, pairs = rebuild(model, replacement, input_shape)
+    for old, new in pairs.items():
+        if not isinstance(old, keras.Model) and _is_cut(old, channels):
+            _set_weights(old, new, channels, left)
+    return copy
+
+
+def _called(layer: Any, args: tuple, kwargs: dict) -> Any:
+    return layer(*args, **kwargs)
+
+
+def _is_cut(layer: Any, channels: Channels) -> bool:
+    return (
+        layer in channels.widths
+        or layer in channels.changes
+        or any(
+            id(weight) in channels.slices for weight in getattr(layer, "weights", [])
+        )
+    )
+
+
+def _set_weights(old: Any, new: Any, channels: Channels, left) -> None:
+    for variable, target in zip(
+        getattr(old, "weights", []), getattr(new, "weights", []), strict=True
+    ):
+        value = keras.ops.convert_to_numpy(variable)
+        found = channels.slices.get(id(variable))
+        for axis, numbers in found.axes.items() if found else ():
+            value = np.compress(left(numbers), value, axis)
+        target.assign(value)

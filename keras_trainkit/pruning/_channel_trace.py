@@ -1,0 +1,101 @@
+"""The channels of a model, followed from layer to layer by the rules for each kind.
+
+A rule takes the channels, a call and what lies along the axes of its inputs, and
+returns that of its output (or of its outputs, as a list), or None where it cannot tell.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import keras
+from keras import layers
+
+from keras_trainkit._model.graph import Call, Edge, read
+from keras_trainkit.pruning._channel_groups import Channels, Lay
+
+Rule = Callable[..., "Lay | list[Lay] | None"]
+_RULES: dict[type, Rule] = {}
+# Of operations, and of layers that Keras has under no public name.
+_NAMED: dict[str, Rule] = {}
+_PRIVATE = ("LayerScale", "StochasticDepth")
+
+
+_R = TypeVar("_R", bound=Rule)
+
+
+def rule(*kinds: type | str) -> Callable[[_R], _R]:
+    """Registers a rule for layers by their class, or for operations by their name."""
+
+    def register(function: _R) -> _R:
+        for kind in kinds:
+            table: dict = _NAMED if isinstance(kind, str) else _RULES
+            table[kind] = function
+        return function
+
+    return register
+
+
+def described(layer: Any) -> str:
+    """A layer in an error or a reason."""
+    return f"{type(layer).__name__} {layer.name!r}"
+
+
+def trace(model: keras.Model) -> Channels:
+    """The channels of a Functional or built Sequential model."""
+    channels, graph = Channels(), read(model)
+    lays: dict[int, Lay] = {}
+
+    def lay(edge: Edge) -> Lay:
+        # Without one it is an input, of the model or of one applied to each step.
+        return lays.setdefault(id(edge), ("is an input",) * len(edge.shape))
+
+    for call in graph.calls:
+        taken = [lay(edge) for edge in call.inputs]
+        channels.layers.setdefault(call.layer, call.path)
+        for edge, out in zip(call.outputs, follow(channels, call, taken), strict=True):
+            lays[id(edge)] = out
+    for x, edge in graph.entries:
+        # A model that is used twice takes in channels alike.
+        before = channels.entries.setdefault(id(x), lay(edge))
+        met = tuple(map(channels.meet, before, lay(edge)))
+        channels.entries[id(x)] = met
+    for call in graph.calls:
+        for edge in call.outputs:
+            if edge.is_output:
+                channels.only(lay(edge), [], "is an output")
+    return channels
+
+
+def follow(channels: Channels, call: Call, taken: list[Lay]) -> list[Lay]:
+    """What lies along the axes of a call's outputs."""
+    found = rule_of(call.layer)
+    out = found(channels, call, *taken) if found else None
+    if out is not None:
+        outs = out if isinstance(out, list) else [out]
+        if len(outs) == len(call.outputs):
+            return outs
+    what = described(call.layer)
+    for lay in taken:
+        channels.only(lay, [], f"feeds {what}, which is left whole")
+    return [(f"comes from {what}",) * len(edge.shape) for edge in call.outputs]
+
+
+def rule_of(layer: Any) -> Rule | None:
+    """The rule for a layer or an operation; None for one that is not known.
+
+    What a class of the user's does is not known, whatever it derives from.
+    """
+    kind = type(layer)
+    if kind.__module__.split(".")[0] not in ("keras", "keras_trainkit"):
+        return None
+    if getattr(layer, "lora_enabled", False) or getattr(
+        layer, "quantization_mode", None
+    ):
+        return None
+    if isinstance(layer, layers.Layer):
+        for base in kind.__mro__:
+            if base in _RULES:
+                return _RULES[base]
+        if kind.__name__ not in _PRIVATE:
+            return None
+    return _NAMED.get(kind.__name__)
