@@ -8,6 +8,12 @@ from keras import ops
 from keras_trainkit._checks import check_integer, check_positive, reject
 from keras_trainkit._model.kernels import inputs_of
 
+__all__ = ["MaxNorm"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class MaxNorm(keras.constraints.Constraint):

@@ -19,6 +19,13 @@ import numpy as np
 
 from keras_trainkit._checks import check_choice, check_integer, reject
 
+__all__ = ["Dataset", "load"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 _FASHION_CLASSES = (

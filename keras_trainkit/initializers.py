@@ -10,6 +10,13 @@ from keras_trainkit._training.recording import inputs, leaves, outputs
 from keras_trainkit._training.state import weights_back_on_error
 from keras_trainkit.layers import WeightNormalization
 
+__all__ = ["data_dependent", "lsuv"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _LINEAR = (
     layers.Dense,
     layers.EinsumDense,

@@ -5,6 +5,12 @@ from keras import ops
 
 from keras_trainkit._checks import check_in_range, reject
 
+__all__ = ["GaussianNLL"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class GaussianNLL(keras.losses.Loss):

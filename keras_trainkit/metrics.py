@@ -7,6 +7,12 @@ from keras import ops
 
 from keras_trainkit._checks import check_integer
 
+__all__ = ["ExpectedCalibrationError"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class ExpectedCalibrationError(keras.metrics.Metric):

@@ -11,6 +11,13 @@ from keras_trainkit._checks import check_finite, check_positive, reject
 from keras_trainkit._keras import set_projection_option, sublayers
 from keras_trainkit._model.kernels import Kernel, inputs_of, kernels
 
+__all__ = ["Lp", "Orthogonality", "apply"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 

@@ -16,6 +16,13 @@ from keras_trainkit._keras import arguments
 from keras_trainkit._model.compare import check_same, random_inputs
 from keras_trainkit._model.graph import check_graph, read
 
+__all__ = ["from_tf_keras", "to_tf_keras"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # What the two call differently: in Keras 3, in tf_keras.
 _RENAMED = {"LeakyReLU": ("negative_slope", "alpha")}
 # Arguments that one of the two has, and that do not say what a layer computes.

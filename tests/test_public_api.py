@@ -76,6 +76,17 @@ def test_public_name_is_documented(path):
         assert f"{name}:" in documented, name
 
 
+TOPICS = {n: m for n, m in vars(kt).items() if inspect.ismodule(m) and n[0] != "_"}
+
+
+@pytest.mark.parametrize("topic", sorted(set(TOPICS) - {"cli"}))
+def test_completion_shows_public_names_alone(topic):
+    shown = {name for name in dir(TOPICS[topic]) if not name.startswith("_")}
+    # A name may be had from another topic too, as callbacks are.
+    assert shown <= {name.rpartition(".")[2] for name in PUBLIC} | {"PRESETS"}
+    assert shown
+
+
 def test_the_reference_has_every_public_name():
     """And no others, which would stop the building of the site."""
     listed = set()
