@@ -43,7 +43,12 @@ EVERY = [
     ks.OneCycleMomentum(50),
     ks.Power(0.1, 10, 2.0),
     ks.NaturalExponential(0.1, 10, 0.5),
+    ks.NaturalExponential(0.1, 10, 0.5, staircase=True),
     ks.Cyclic(0.01, 0.1, 5, 7, "exp_range", 0.99),
+    ks.CyclicMomentum(0.8, 0.95, 5, 7, "triangular2"),
+    ks.WarmupStableDecay(0.1, 50, 5, 10, 0.001),
+    ks.WarmupStableDecay(0.1, 50, 0, 10, 0.001, "cos"),
+    ks.Multiplicative(0.1, lambda t: 1 - 0.01 * t, 30),
     ks.LinearCosine(0.1, 20),
     ks.NoisyLinearCosine(0.1, 20, seed=3),
     ks.Linear(0.1, 0.01, 20),
@@ -362,5 +367,70 @@ def test_a_cycle_of_two_steps_begins_at_its_peak():
     ],
 )
 def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_warmup_stable_decay_by_the_formula():
+    schedule = ks.WarmupStableDecay(0.2, 101, 10, 20, 0.01)
+    # Equation 1 of Hu et al., with the "1-sqrt" decay of Haegele et al.
+    expected = [0.2 * t / 10 for t in range(10)] + [0.2] * 70
+    expected += [0.01 + 0.19 * (1 - math.sqrt(p / 20)) for p in range(21)]
+    np.testing.assert_allclose(values(schedule, range(101)), expected, rtol=1e-5)
+    assert float(schedule(1000)) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
+def test_cyclic_momentum_is_that_of_pytorch(mode):
+    def make(optimizer):
+        return torch.optim.lr_scheduler.CyclicLR(
+            optimizer, 0.1, 1.0, 5, 7, mode, 0.95, base_momentum=0.8, max_momentum=0.95
+        )
+
+    _, expected = torch_values(make, 40)
+    schedule = ks.CyclicMomentum(0.8, 0.95, 5, 7, mode, 0.95)
+    np.testing.assert_allclose(values(schedule, range(40)), expected, rtol=1e-5)
+
+
+def test_multiplicative_is_that_of_pytorch():
+    def factor(t):
+        return 1 - 0.01 * t
+
+    def make(optimizer):
+        return torch.optim.lr_scheduler.MultiplicativeLR(optimizer, factor)
+
+    rates, _ = torch_values(make, 30, lr=0.1)
+    schedule = ks.Multiplicative(0.1, factor, 30)
+    np.testing.assert_allclose(values(schedule, range(30)), rates, rtol=1e-5)
+
+
+def test_a_milestone_given_twice_counts_twice():
+    def make(optimizer):
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 3, 5], 0.5)
+
+    rates, _ = torch_values(make, 8)
+    schedule = ks.MultiStep(1.0, [3, 3, 5], 0.5)
+    np.testing.assert_allclose(values(schedule, range(8)), rates)
+
+
+def test_natural_exponential_in_stairs():
+    schedule = ks.NaturalExponential(1.0, 10, 0.5, staircase=True)
+    expected = np.exp(-0.5 * (np.arange(30) // 10))
+    np.testing.assert_allclose(values(schedule, range(30)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ks.WarmupStableDecay(0.1, 20, 10, 10), r"decay_steps=10"),
+        (lambda: ks.WarmupStableDecay(0.1, 20, 1, 10, 0.2), r"final_lr=0\.2"),
+        (lambda: ks.WarmupStableDecay(0.1, 20, 1, 10, decay="exp"), r"decay='exp'"),
+        (lambda: ks.CyclicMomentum(0.9, 0.8, 4), r"max_momentum=0\.8"),
+        (lambda: ks.CyclicMomentum(0.9, 2.5, 4), r"max_momentum=2\.5"),
+        (lambda: ks.Multiplicative(1.0, [0.5], 4), r"3 factors"),
+        (lambda: ks.MultiStep(1.0, [5, 3]), r"milestones=\[5, 3\]"),
+    ],
+)
+def test_bad_arguments_of_the_later_schedules(make, message):
     with pytest.raises(ValueError, match=message):
         make()

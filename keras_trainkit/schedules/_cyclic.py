@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_trainkit._checks import (
     check_choice,
+    check_in_range,
     check_integer,
     check_positive,
     reject,
@@ -90,4 +91,63 @@ class Cyclic(LearningRateSchedule):
             "step_size_down": self.step_size_down,
             "mode": self.mode,
             "gamma": self.gamma,
+        }
+
+
+@_base.register
+class CyclicMomentum(Cyclic):
+    """The momentum beside `Cyclic`: lowest where the rate is highest.
+
+    For the `momentum` or `beta_1` of `kt.optimizers`. The values are those of PyTorch's
+    `CyclicLR` with `cycle_momentum=True`.
+
+    Args:
+        base_momentum: The momentum at the peak of the rate.
+        max_momentum: The momentum at the lower rate, at least `base_momentum`.
+        step_size_up: As in `Cyclic`.
+        step_size_down: As in `Cyclic`.
+        mode: As in `Cyclic`.
+        gamma: As in `Cyclic`.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> schedule = kt.schedules.CyclicMomentum(0.75, 1.0, 4)
+        >>> [float(schedule(step)) for step in (0, 2, 4, 6, 8)]
+        [1.0, 0.875, 0.75, 0.875, 1.0]
+
+    Reference:
+        L. Smith, Cyclical Learning Rates for Training Neural Networks (2015),
+        arXiv:1506.01186.
+    """
+
+    def __init__(
+        self,
+        base_momentum: float,
+        max_momentum: float,
+        step_size_up: int,
+        step_size_down: int | None = None,
+        mode: str = "triangular",
+        gamma: float = 1.0,
+    ):
+        self.base_momentum = check_in_range("base_momentum", base_momentum, 0, 1)
+        self.max_momentum = check_in_range("max_momentum", max_momentum, 0, 1)
+        if self.max_momentum < self.base_momentum:
+            expected = f">= base_momentum={self.base_momentum:g}"
+            reject("max_momentum", max_momentum, expected)
+        # The cycle of what is taken away from the upper momentum.
+        depth = self.max_momentum - self.base_momentum
+        super().__init__(
+            0.0, max(depth, 1e-12), step_size_up, step_size_down, mode, gamma
+        )
+
+    def __call__(self, step: Any) -> Tensor:
+        return self.max_momentum - super().__call__(step)
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        del config["base_lr"], config["max_lr"]
+        return {
+            "base_momentum": self.base_momentum,
+            "max_momentum": self.max_momentum,
+            **config,
         }

@@ -1,8 +1,9 @@
 """Schedules that decay by a formula."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_integer, check_positive, reject
@@ -54,6 +55,8 @@ class NaturalExponential(LearningRateSchedule):
         initial: Rate at step 0.
         decay_steps: Steps in which the rate falls by the factor `exp(-decay_rate)`.
         decay_rate: Nepers per `decay_steps`, more than 0.
+        staircase: Whether to fall once every `decay_steps` instead of at each step,
+            with `floor(t / decay_steps)` in the exponent.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -65,20 +68,30 @@ class NaturalExponential(LearningRateSchedule):
         `tf.compat.v1.train.natural_exp_decay`.
     """
 
-    def __init__(self, initial: float, decay_steps: float, decay_rate: float):
+    def __init__(
+        self,
+        initial: float,
+        decay_steps: float,
+        decay_rate: float,
+        staircase: bool = False,
+    ):
         self.initial = check_positive("initial", initial)
         self.decay_steps = check_positive("decay_steps", decay_steps)
         self.decay_rate = check_positive("decay_rate", decay_rate)
+        self.staircase = bool(staircase)
 
     def __call__(self, step: Any) -> Tensor:
-        t = ops.cast(_base.as_step(step), "float32")
-        return self.initial * ops.exp(-self.decay_rate * (t / self.decay_steps))
+        decays = ops.cast(_base.as_step(step), "float32") / self.decay_steps
+        if self.staircase:
+            decays = ops.floor(decays)
+        return self.initial * ops.exp(-self.decay_rate * decays)
 
     def get_config(self) -> dict:
         return {
             "initial": self.initial,
             "decay_steps": self.decay_steps,
             "decay_rate": self.decay_rate,
+            "staircase": self.staircase,
         }
 
 
@@ -126,7 +139,8 @@ class MultiStep(LearningRateSchedule):
 
     Args:
         initial: Rate at step 0.
-        milestones: Steps at which the rate falls, increasing.
+        milestones: Steps at which the rate falls, in order; one that is given twice
+            counts twice.
         gamma: Factor of a fall, more than 0.
 
     Examples:
@@ -141,7 +155,7 @@ class MultiStep(LearningRateSchedule):
 
     def __init__(self, initial: float, milestones: Sequence[int], gamma: float = 0.1):
         self.initial = check_positive("initial", initial)
-        self.milestones = check_increasing("milestones", milestones)
+        self.milestones = check_increasing("milestones", milestones, strictly=False)
         self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, step: Any) -> Tensor:
@@ -154,6 +168,58 @@ class MultiStep(LearningRateSchedule):
             "initial": self.initial,
             "milestones": self.milestones,
             "gamma": self.gamma,
+        }
+
+
+@_base.register
+class Multiplicative(LearningRateSchedule):
+    """The rate is multiplied by a factor at each step.
+
+    `initial * fn(1) * fn(2) * ... * fn(t)`. The product is taken beforehand, for as
+    many steps as `total_steps`; later steps have the last one.
+
+    Args:
+        initial: Rate at step 0.
+        fn: From a step, an `int`, to the factor at that step, at least 0. To be saved
+            with a model, the table of factors is what counts, not the function.
+        total_steps: Steps of the training.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> schedule = kt.schedules.Multiplicative(
+        ...     1.0, lambda t: 0.5 if t % 2 == 0 else 1.0, total_steps=10
+        ... )
+        >>> [float(schedule(step)) for step in (0, 1, 2, 3, 4)]
+        [1.0, 1.0, 0.5, 0.5, 0.25]
+
+    Reference:
+        PyTorch's `MultiplicativeLR`.
+    """
+
+    def __init__(
+        self,
+        initial: float,
+        fn: Callable[[int], float] | Sequence[float],
+        total_steps: int,
+    ):
+        self.initial = check_positive("initial", initial)
+        self.total_steps = check_integer("total_steps", total_steps, minimum=1)
+        steps = range(1, self.total_steps)
+        factors = [fn(t) for t in steps] if callable(fn) else list(fn)
+        if len(factors) != len(steps):
+            reject("fn", len(factors), f"a function, or {len(steps)} factors")
+        self.factors = [check_positive("fn", f, allow_zero=True) for f in factors]
+        self._rates = np.cumprod([self.initial, *self.factors]).astype("float32")
+
+    def __call__(self, step: Any) -> Tensor:
+        place = ops.minimum(_base.as_step(step), self.total_steps - 1)
+        return ops.take(self._rates, ops.cast(place, "int32"))
+
+    def get_config(self) -> dict:
+        return {
+            "initial": self.initial,
+            "fn": self.factors,
+            "total_steps": self.total_steps,
         }
 
 
@@ -212,9 +278,11 @@ class Constant(LearningRateSchedule):
         return {"value": self.value}
 
 
-def check_increasing(name: str, values: Sequence[int]) -> list[int]:
+def check_increasing(
+    name: str, values: Sequence[int], strictly: bool = True
+) -> list[int]:
     """Return `values` as a list, or raise unless they are increasing steps >= 1."""
     steps = [check_integer(name, value, minimum=1) for value in values]
-    if not steps or sorted(set(steps)) != steps:
+    if not steps or sorted(set(steps) if strictly else steps) != steps:
         reject(name, values, "at least one step, in increasing order")
     return steps
