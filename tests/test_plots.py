@@ -144,3 +144,81 @@ def test_set_sizes_have_their_coverage():
     np.testing.assert_array_equal(ax.get_lines()[0].get_ydata(), [0.5, 1])
     with pytest.raises(ValueError, match=r"`sets` must be of shape \(rows, classes\)"):
         kt.plots.set_sizes(sets[0])
+
+
+def test_schedule_takes_a_schedule_or_a_callback():
+    rate = kt.schedules.OneCycle(0.1, 20)
+    ax = kt.plots.schedule(rate, kt.schedules.OneCycleMomentum(20))
+    expected = [float(rate(step)) for step in range(20)]
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), expected)
+    ax = kt.plots.schedule(kt.callbacks.OneCycle(0.1), steps=20)
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata(), expected)
+    right = next(other for other in ax.figure.axes if other is not ax)
+    momentum = kt.schedules.OneCycleMomentum(20, 0.95, 0.85)
+    expected = [float(momentum(step)) for step in range(20)]
+    np.testing.assert_allclose(right.get_lines()[0].get_ydata(), expected)
+    # In epochs: a tenth after one of 5 batches, in 10.
+    ax = kt.plots.schedule(
+        kt.callbacks.ExponentialSchedule(1.0, 1), steps=10, steps_per_epoch=5
+    )
+    np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[[0, 5]], [1.0, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kt.plots.schedule(kt.schedules.Constant(0.1)), "steps=None"),
+        (lambda: kt.plots.schedule(kt.callbacks.OneCycle(0.1)), "steps=None"),
+        (lambda: kt.plots.schedule(None), "`learning_rates` must be"),
+        (lambda: kt.plots.schedule([]), "`learning_rates` must be"),
+        (lambda: kt.plots.compare({}), "at least one history"),
+        (lambda: kt.plots.compare({"a": {"loss": [1]}}), "metric='val_loss'"),
+        (lambda: kt.plots.confusion_matrix([0], [[1, 0]], ["a"]), "at least 2 names"),
+        (lambda: kt.plots.confusion_matrix([0, 1], [[1, 0]]), "each of the 2 rows"),
+        (lambda: kt.plots.confusion_matrix([0.5], [0]), "`y_true` must be integer"),
+        (lambda: kt.plots.top_losses(np.ones((2, 2, 2, 1)), [[1, 0]], [0]), "2 rows"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_compare_draws_the_mean_of_seeds():
+    seeds = [{"val_loss": [3.0, 2.0, 1.0]}, {"val_loss": [5.0, 4.0]}]
+    ax = kt.plots.compare({"seeds": seeds, "one": {"val_loss": [1.0]}})
+    first, second = ax.get_lines()
+    np.testing.assert_array_equal(first.get_ydata(), [4, 3])
+    np.testing.assert_array_equal(first.get_xdata(), [1, 2])
+    np.testing.assert_array_equal(second.get_ydata(), [1])
+    assert len(ax.collections) == 1
+
+
+def test_confusion_matrix_is_that_of_scikit_learn(rng):
+    from sklearn import metrics
+
+    true, p = rng.integers(0, 3, 50), rng.random((50, 3))
+    ax = kt.plots.confusion_matrix(np.eye(3)[true], p)
+    counts = metrics.confusion_matrix(true, p.argmax(1))
+    shown = [int(text.get_text() or 0) for text in ax.texts]
+    np.testing.assert_array_equal(shown, counts.ravel())
+    share = counts / counts.sum(1, keepdims=True)
+    np.testing.assert_allclose(ax.images[0].get_array(), share)
+
+
+def test_top_losses_shows_the_least_likely_true_classes():
+    images = np.arange(4)[:, None, None, None] / 4 * np.ones((4, 2, 2, 1))
+    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
+    axes = kt.plots.top_losses(images, p, [0, 0, 1, 0], count=2, columns=2)
+    shown = [ax.images[0].get_array()[0, 0] for ax in axes[0]]
+    np.testing.assert_allclose(shown, [0.25, 0.5])
+
+
+def test_regression_band_shows_the_true_values():
+    from keras_trainkit.uncertainty import MCPrediction
+
+    mean = np.zeros((3, 1))
+    mc = MCPrediction(mean, mean + 1, None, None, None, 5)
+    ax = kt.plots.regression_band([0.0, 2.0, 1.0], mc, y=[1.0, 2.0, 3.0])
+    assert ax.get_legend_handles_labels()[1][-1] == "true"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")

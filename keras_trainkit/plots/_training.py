@@ -3,46 +3,102 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from keras_trainkit._checks import check_choice, check_integer, reject
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def schedule(
-    learning_rates: Sequence[float],
-    momenta: Sequence[float] | None = None,
+    learning_rates: Any,
+    momenta: Any = None,
     ax: "Axes | None" = None,
+    *,
+    steps: int | None = None,
+    steps_per_epoch: int | None = None,
 ) -> "Axes":
-    """Plot the learning rate, and the momentum if there is one, over the steps.
+    """Plot a learning rate, and the momentum if there is one, over the steps.
 
     Args:
-        learning_rates: The learning rate of each step.
-        momenta: The momentum of each step; drawn against an axis on the right.
+        learning_rates: The learning rate of each step, a `LearningRateSchedule`, or a
+            schedule callback such as `kt.callbacks.OneCycle`, with its momentum.
+        momenta: The momentum of each step, or its schedule; drawn against an axis on
+            the right.
         ax: Where to draw; a new figure by default.
+        steps: How many steps to draw of a schedule; by default its own length, where it
+            has one.
+        steps_per_epoch: Batches of an epoch, for a callback whose unit is the epoch.
 
     Returns:
         The Axes of the learning rate.
+
+    Raises:
+        ValueError: If it is none of these, or the number of steps is not known.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> cycle = kt.callbacks.OneCycle(0.1)
+        >>> ax = kt.plots.schedule(cycle, steps=200)
+        >>> ax.get_xlabel()
+        'step'
     """
+    if hasattr(learning_rates, "make_schedules"):
+        learning_rates, momenta, steps = _of_callback(
+            learning_rates, steps, steps_per_epoch
+        )
+    rates = _values("learning_rates", learning_rates, steps)
     ax = ax or _new_axes()
-    lines = ax.plot(learning_rates, color="C0", label="learning rate")
+    lines = ax.plot(rates, color="C0", label="learning rate")
     ax.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     if momenta is not None:
         right = ax.twinx()
-        lines += right.plot(momenta, color="C1", linestyle="--", label="momentum")
+        values = _values("momenta", momenta, len(rates))
+        lines += right.plot(values, color="C1", linestyle="--", label="momentum")
         right.set_ylabel("momentum")
     ax.legend(handles=lines, loc="lower center")
     ax.grid(alpha=0.3)
     return ax
 
 
+def _of_callback(callback, steps, steps_per_epoch) -> tuple[Any, Any, int]:
+    """The schedules that a callback would install in a fit of so many steps."""
+    import keras
+
+    steps = steps or getattr(callback, "total_steps", None)
+    if steps is None:
+        reject("steps", None, "given for a schedule that does not know its length")
+    per_epoch = steps_per_epoch or check_integer("steps", steps, minimum=2)
+    callback.params = {"steps": per_epoch, "epochs": -(-steps // per_epoch)}
+    return *callback.make_schedules(
+        keras.optimizers.SGD(momentum=0.9), per_epoch
+    ), steps
+
+
+def _values(name: str, given: Any, steps: int | None) -> np.ndarray:
+    """The value of each step, of a sequence or a schedule."""
+    if not callable(given):
+        values = np.asarray(given, float)
+        if values.ndim != 1 or not len(values):
+            expected = "a value for each step, a schedule or a schedule callback"
+            reject(name, type(given).__name__, expected)
+        return values
+    for length in ("total_steps", "steps", "decay_steps"):
+        steps = steps or getattr(given, length, None)
+    if steps is None:
+        reject("steps", None, "given for a schedule that does not know its length")
+    count = check_integer("steps", steps, minimum=1)
+    return np.array([float(given(step)) for step in range(count)])
+
+
 def learning_curves(
-    history: Mapping[str, Sequence[float]],
-    metric: str = "loss",
-    ax: "Axes | None" = None,
+    history: Any, metric: str = "loss", ax: "Axes | None" = None
 ) -> "Axes":
     """Plot a metric over the epochs, for training and validation.
 
     Args:
-        history: `History.history` as `model.fit` returns it.
+        history: What `model.fit` returns, or its `history`.
         metric: The metric's name; `val_` is put in front for the validation.
         ax: Where to draw; a new figure by default.
 
@@ -52,16 +108,74 @@ def learning_curves(
     Raises:
         ValueError: If the history has no such metric.
     """
-    if metric not in history:
-        known = ", ".join(repr(key) for key in history)
-        raise ValueError(
-            f"`metric` must be one of {known}. Received: metric={metric!r}"
-        )
+    curves = _curves(history, metric)
     ax = ax or _new_axes()
-    epochs = range(1, len(history[metric]) + 1)
-    ax.plot(epochs, history[metric], label="training")
-    if f"val_{metric}" in history:
-        ax.plot(epochs, history[f"val_{metric}"], label="validation")
+    for name, label in ((metric, "training"), (f"val_{metric}", "validation")):
+        if name in curves:
+            ax.plot(_epochs(curves[name]), curves[name], label=label)
+    return _finished(ax, metric)
+
+
+def compare(
+    histories: Mapping[str, Any], metric: str = "val_loss", ax: "Axes | None" = None
+) -> "Axes":
+    """Plot one metric of several trainings side by side.
+
+    Args:
+        histories: For each training, by name, what `model.fit` returns, or its
+            `history`; or a list of these, such as those of several seeds, of which the
+            mean and the range are drawn.
+        metric: The metric's name, which every training must have.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If there is no training, or one has no such metric.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> one = {"val_loss": [0.9, 0.5, 0.4]}
+        >>> other = {"val_loss": [0.8, 0.6, 0.5]}
+        >>> ax = kt.plots.compare({"one cycle": one, "constant": other})
+        >>> [line.get_label() for line in ax.get_lines()]
+        ['one cycle', 'constant']
+    """
+    if not isinstance(histories, Mapping) or not histories:
+        reject("histories", type(histories).__name__, "a dict of at least one history")
+    runs = {
+        name: [
+            np.asarray(_curves(one, metric)[metric], float)
+            for one in (given if isinstance(given, list | tuple) else [given])
+        ]
+        for name, given in histories.items()
+    }
+    ax = ax or _new_axes()
+    for place, (name, curves) in enumerate(runs.items()):
+        # Seeds that stopped early end where the shortest does.
+        together = np.stack([curve[: min(map(len, curves))] for curve in curves])
+        epochs, colour = _epochs(together[0]), f"C{place}"
+        ax.plot(epochs, together.mean(0), color=colour, label=name)
+        if len(curves) > 1:
+            low, high = together.min(0), together.max(0)
+            ax.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
+    return _finished(ax, metric)
+
+
+def _curves(history: Any, metric: str) -> Mapping[str, Sequence[float]]:
+    curves = getattr(history, "history", history)
+    if not isinstance(curves, Mapping):
+        reject("history", type(history).__name__, "a History, or its `history`")
+    check_choice("metric", metric, curves)
+    return curves
+
+
+def _epochs(values: Any) -> range:
+    return range(1, len(values) + 1)
+
+
+def _finished(ax: "Axes", metric: str) -> "Axes":
     ax.set(xlabel="epoch", ylabel=metric.replace("_", " "))
     ax.legend()
     ax.grid(alpha=0.3)

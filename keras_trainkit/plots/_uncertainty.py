@@ -58,7 +58,7 @@ def uncertain_images(
 def _bars(ax: "Axes", p: np.ndarray, label: int, class_names: Sequence[str]) -> None:
     best = np.argsort(p)[::-1][:3]
     colours = ["C2" if k == label else "C3" if k == best[0] else "0.7" for k in best]
-    ax.barh(range(3), p[best], color=colours)
+    ax.barh(range(len(best)), p[best], color=colours)
     for place, k in enumerate(best):
         ax.text(0.02, place, f"{class_names[k]} {p[k]:.0%}", va="center", fontsize=7)
     ax.set(xlim=(0, 1), ylim=(2.6, -0.6))
@@ -91,7 +91,12 @@ def reliability(curve: Any, ax: Any = None) -> Any:
 
 
 def regression_band(
-    x: np.ndarray, prediction: Any, level: float = 0.95, ax: Any = None
+    x: np.ndarray,
+    prediction: Any,
+    level: float = 0.95,
+    ax: Any = None,
+    *,
+    y: np.ndarray | None = None,
 ) -> Any:
     """Draw a regression with its uncertainty over one input.
 
@@ -103,6 +108,7 @@ def regression_band(
             adds it.
         level: Fraction of the distribution inside the bands.
         ax: Where to draw; a new figure by default.
+        y: The true values, `(rows,)` or `(rows, 1)`, drawn as points.
 
     Returns:
         The Axes.
@@ -132,6 +138,9 @@ def regression_band(
         low, high = (bound[order, 0] for bound in prediction.interval(level))
     band(low, high, 0.35, f"{level:.0%} of the model")
     ax.plot(x[order], mean, color="C0", label="mean")
+    if y is not None:
+        ax.plot(x, np.ravel(y), ".", ms=4, color="0.3", label="true")
+    ax.set(xlabel="x", ylabel="y")
     ax.legend()
     ax.grid(alpha=0.3)
     return ax
