@@ -4,7 +4,7 @@ All of the package's rewriting of models (folding, Monte Carlo copies, heads, cu
 channels) is a walk over a `Graph` and one `rebuild`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,17 @@ import keras
 from keras.layers import Layer
 
 from keras_trainkit._checks import reject
-from keras_trainkit._keras import functional_part, nodes, run_node, run_through
+from keras_trainkit._keras import (
+    arguments,
+    copy_attributes,
+    functional_part,
+    has_own_call,
+    is_made_from_graph,
+    nodes,
+    run_node,
+    run_through,
+)
+from keras_trainkit._model.copy import live_copy
 
 
 @dataclass(eq=False)
@@ -97,12 +107,18 @@ class Graph:
 
 
 def is_graph(model: Any) -> bool:
-    """Whether a model is a built Sequential or a Functional one."""
+    """Whether a model is a built Sequential or a Functional one.
+
+    Not so one whose class has its own `call`, which may do anything.
+    """
     return isinstance(model, keras.Model) and functional_part(model) is not None
 
 
 def check_graph(model: Any) -> None:
     """Raise unless a model is a built Sequential or a Functional one."""
+    if has_own_call(model):
+        kind = type(model).__name__
+        reject("model", kind, f"computed by its graph, and {kind} has its own `call`")
     if not is_graph(model):
         reject(
             "model", type(model).__name__, "a Functional or a built Sequential model"
@@ -143,7 +159,7 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
         layer = node.operation
         taken = [edges[id(x)] for x in node.input_tensors]
         own_path = f"{path}{layer.name}"
-        if is_graph(layer) and not isinstance(node.arguments.args[0], dict):
+        if is_graph(layer) and _enters_as_it_is(layer, node):
             put_out = _expand(graph, layer, taken, f"{own_path}/")
         else:
             if inner := inner_model(layer):
@@ -157,6 +173,14 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
             graph.calls.append(call)
         edges.update({id(x): e for x, e in zip(node.outputs, put_out, strict=True)})
     return [edges[id(x)] for x in functional.outputs]
+
+
+def _enters_as_it_is(model, node) -> bool:
+    """Whether a model inside is called with a tensor for each of its inputs."""
+    args, kwargs = arguments(node, node.input_tensors)
+    given = args[0] if args else kwargs.get("inputs")
+    tensors = keras.tree.flatten(given)
+    return not isinstance(given, dict) and len(tensors) == len(node.input_tensors)
 
 
 # What a replacement says of a layer that is to go.
@@ -186,54 +210,104 @@ def rebuild(
         The copy, and the new layer for each old one that is not removed.
     """
     check_graph(model)
-    made: dict[Any, Any] = {}
-    copied: list[Layer] = []
-
-    def copy(layer):
-        if layer not in made:
-            made[layer] = _exchange(layer)
-        return made[layer]
-
-    def _exchange(layer):
-        if is_graph(layer):
-            return _copy_model(layer, copy, input_shape)
+    exchanged: dict[Any, Any] = {}
+    for layer in _shown(model):
         new = replacement(layer)
         if new is not None:
-            return new
-        if not isinstance(layer, Layer):
-            return type(layer).from_config(layer.get_config())
-        if inner := inner_model(layer):
-            config = {**layer.get_config(), "layer": copy(inner)}
-            return keras.layers.TimeDistributed(**config)
-        copied.append(layer)
-        return type(layer).from_config(layer.get_config())
-
-    new_model = copy(model)
-    for layer in copied:
-        made[layer].set_weights(layer.get_weights())
-    pairs = {old: new for old, new in made.items() if new is not REMOVED}
-    return new_model, pairs
+            exchanged[layer] = new
+    surgery = _Surgery(exchanged, input_shape)
+    new_model = surgery.copy(model)
+    pairs = {old: surgery.made(old) for old in surgery.met}
+    return new_model, {old: new for old, new in pairs.items() if new is not REMOVED}
 
 
-def _copy_model(
-    model: keras.Model,
-    copy: Callable[[Layer], Any],
-    input_shape: Callable[[Any], tuple],
-) -> keras.Model:
-    functional = functional_part(model)
-    if isinstance(model, keras.Sequential):
-        (x,) = functional.inputs
-        first = keras.Input(batch_shape=input_shape(x), dtype=x.dtype, name=x.name)
-        layers = [copy(layer) for layer in model.layers]
-        kept = [layer for layer in layers if layer is not REMOVED]
-        return keras.Sequential([first, *kept], name=model.name)
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=input_shape(x), dtype=x.dtype, name=x.name),
-        model.input,
-    )
-    outputs = run_through(model, inputs, copy, _call)
-    return keras.Model(inputs, outputs, name=model.name)
+def copy_model(model: keras.Model) -> keras.Model:
+    """Copy a model of any kind, with its class and all that it has, not compiled."""
+    return _Surgery({}, lambda x: x.shape).copy(model)
+
+
+def _shown(model) -> Iterator[Any]:
+    """The layers and operations of a model, those of models inside it instead of them.
+
+    Each comes once.
+    """
+    seen: set[int] = set()
+
+    def walk(model):
+        for node in nodes(model):
+            layer = node.operation
+            if node.is_input or id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            inner = layer if is_graph(layer) else inner_model(layer)
+            if inner is None or inner is not layer:
+                yield layer
+            if inner is not None and (inner is layer or id(inner) not in seen):
+                seen.add(id(inner))
+                yield from walk(inner)
+
+    yield from walk(model)
+
+
+class _Surgery:
+    """One copy of a model, in which what was shared is shared."""
+
+    def __init__(self, exchanged: dict[Any, Any], input_shape):
+        self.exchanged = exchanged
+        self.input_shape = input_shape
+        self.memo: dict[int, Any] = {
+            id(old): new for old, new in exchanged.items() if new is not REMOVED
+        }
+        self.met: dict[Any, None] = {}
+
+    def made(self, old):
+        """What there is in the copy for a layer or an operation."""
+        return self.exchanged.get(old) or self.memo[id(old)]
+
+    def copy(self, old):
+        """Copy a layer, model or operation, or get what it was exchanged for."""
+        self.met[old] = None
+        if old in self.exchanged:
+            return self.exchanged[old]
+        inner = inner_model(old)
+        if inner is not None and id(old) not in self.memo and self._is_changed(inner):
+            # Its build shapes are those of the old one.
+            new = keras.layers.TimeDistributed(
+                self.copy(inner), name=old.name, dtype=old.dtype_policy
+            )
+            self.memo[id(old)] = new
+        return live_copy(old, self.memo, self._copy_graph)
+
+    def _copy_graph(self, model, memo):
+        plain = self._plain(model)
+        if self._is_changed(model) and not is_made_from_graph(model):
+            memo[id(model)] = plain
+            return plain
+        return copy_attributes(model, memo, plain)
+
+    def _is_changed(self, model) -> bool:
+        shapes = functional_part(model).inputs
+        return any(tuple(self.input_shape(x)) != tuple(x.shape) for x in shapes) or any(
+            self.exchanged.get(layer, layer) is not layer for layer in _shown(model)
+        )
+
+    def _plain(self, model) -> keras.Model:
+        functional = functional_part(model)
+        if isinstance(model, keras.Sequential):
+            (x,) = functional.inputs
+            layers = [self.copy(layer) for layer in model.layers]
+            kept = [layer for layer in layers if layer is not REMOVED]
+            return keras.Sequential([self._input(x), *kept], name=model.name)
+        inputs = keras.tree.map_structure(self._input, model.input)
+        outputs = run_through(model, inputs, self.copy, _call)
+        return keras.Model(inputs, outputs, name=model.name)
+
+    def _input(self, x):
+        shape = self.input_shape(x)
+        return keras.Input(batch_shape=shape, dtype=x.dtype, name=x.name)
 
 
 def _call(layer, *args, **kwargs):
-    return args[0] if layer is REMOVED else layer(*args, **kwargs)
+    if layer is REMOVED:
+        return args[0] if args else next(iter(kwargs.values()))
+    return layer(*args, **kwargs)

@@ -11,6 +11,7 @@ from keras_trainkit._checks import check_choice, reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._model.copy import remake
 from keras_trainkit._model.graph import REMOVED, Call, Graph
 from keras_trainkit._model.kinds import (
     CONVOLUTIONS,
@@ -138,23 +139,23 @@ def _apply(model: keras.Model, changes: list[Change]) -> keras.Model:
 
 def _activation(before: Call, call: Call) -> list[Change] | None:
     layer = before.layer
-    name = _activation_of(call.layer)
+    activation = _activation_of(call.layer)
     if (
-        name is None
+        activation is None
         or type(layer) not in _WITH_ACTIVATION
         or layer.activation is not keras.activations.linear
         or layer.compute_dtype != call.layer.compute_dtype
     ):
         return None
-    config = {**layer.get_config(), "activation": name}
-    return [(layer, type(layer).from_config(config), None), (call.layer, REMOVED, None)]
+    new = remake(layer, activation=activation)
+    return [(layer, new, None), (call.layer, REMOVED, None)]
 
 
 def _activation_of(layer) -> Any:
     """What a layer's `activation` must be to do what another layer does."""
     kind = type(layer)
     if kind is layers.Activation:
-        return layer.get_config()["activation"]
+        return layer.activation
     if kind is layers.ReLU and not layer.negative_slope and not layer.threshold:
         return {None: "relu", 6: "relu6"}.get(layer.max_value)
     if kind is layers.ELU and layer.alpha == 1:
@@ -188,8 +189,7 @@ def _padding(before: Call, call: Call) -> list[Change] | None:
         total = max(reach - 1 if size is None else steps + reach, 0)
         if (total // 2, total - total // 2) != tuple(pair):
             return None
-    config = {**conv.get_config(), "padding": "same"}
-    return [(conv, type(conv).from_config(config), None), (pad, REMOVED, None)]
+    return [(conv, remake(conv, padding="same"), None), (pad, REMOVED, None)]
 
 
 def _two_dense(before: Call, call: Call) -> list[Change] | None:
@@ -212,8 +212,7 @@ def _two_dense(before: Call, call: Call) -> list[Change] | None:
             bias = bias + _array(layer.bias) @ kernel
     if first.use_bias or second.use_bias:
         weights.append(bias)
-    config = {**second.get_config(), "use_bias": len(weights) == 2}
-    new = layers.Dense.from_config(config)
+    new = remake(second, use_bias=len(weights) == 2)
     return [(first, REMOVED, None), (second, new, weights)]
 
 
@@ -224,7 +223,7 @@ def _array(variable) -> np.ndarray:
 def _cast(model: keras.Model, dtype: str) -> keras.Model:
     """The model with all weights and activations in another dtype."""
     changed: Callable[[Any], Any] = lambda layer: (  # noqa: E731
-        type(layer).from_config({**layer.get_config(), "dtype": dtype})
+        remake(layer, dtype=dtype)
         if isinstance(layer, layers.Layer) and "float" in layer.compute_dtype
         else None
     )

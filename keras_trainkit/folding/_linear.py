@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_trainkit._model.copy import remake
 from keras_trainkit._model.kinds import (
     CONVOLUTIONS,
     DEPTHWISE,
@@ -53,13 +54,16 @@ def read(layer) -> Weights:
 
 def make(layer, weights: Weights):
     """A new layer like `layer`, to be given `weights` by `write` once it is built."""
-    config = layer.get_config()
-    inner = config["layer"]["config"] if layer is not unwrap(layer) else config
-    if "bias" in weights and "use_bias" in inner:
-        inner["use_bias"] = True
-    if type(unwrap(layer)) is layers.EinsumDense and "bias" in weights:
-        inner["bias_axes"] = _bias_axes(unwrap(layer))
-    return type(layer).from_config(config)
+    inner = unwrap(layer)
+    changes: dict = {}
+    if "bias" in weights and hasattr(inner, "use_bias"):
+        changes["use_bias"] = True
+    if type(inner) is layers.EinsumDense and "bias" in weights:
+        changes["bias_axes"] = _bias_axes(inner)
+    new = remake(inner, **changes)
+    if inner is layer:
+        return new
+    return layers.TimeDistributed(new, name=layer.name, dtype=layer.dtype_policy)
 
 
 def write(layer, weights: Weights) -> None:

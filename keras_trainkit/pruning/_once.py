@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_trainkit._model.graph import copy_model
 from keras_trainkit._model.select import Selector
 from keras_trainkit.pruning._targets import find_targets, make_rule
 
@@ -33,7 +34,7 @@ def prune_once(
         exclude: What not to prune.
 
     Returns:
-        A copy.
+        The copy, not compiled.
 
     Raises:
         ValueError: If an argument is wrong.
@@ -50,8 +51,7 @@ def prune_once(
         Networks (2015), arXiv:1506.02626.
     """
     rule = make_rule(sparsity, scope, pattern, include, exclude)
-    pruned = keras.models.clone_model(model, recursive=True)
-    pruned.set_weights(model.get_weights())
+    pruned = copy_model(model)
     targets = find_targets(pruned, rule)
     variables = [kernel.variable for kernel in targets.kernels]
     values = [ops.convert_to_tensor(variable) for variable in variables]

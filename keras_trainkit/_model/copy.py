@@ -1,0 +1,78 @@
+"""Copies of layers that are the layer: everything it has, and not what its config says.
+
+A config leaves out the statistics of an adapted layer, lookup tables, functions,
+classes that are not registered, LoRA. So what does not change is copied from the live
+object; only what does is made from a config, by `remake`.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_trainkit._keras import (
+    copied_by,
+    copy_attributes,
+    functional_part,
+    sublayers,
+    tracked,
+)
+
+Memo = dict[int, Any]
+"""The copy of each object by the object's id, as in `copy.deepcopy`."""
+
+
+def live_copy(
+    thing: Any, memo: Memo, graph: Callable[[keras.Model, Memo], Any] | None = None
+) -> Any:
+    """Copy a layer or an operation with all that it has and none of its history.
+
+    Args:
+        thing: A layer, model or operation of `keras.ops`.
+        memo: The copies made so far; those of this call are added.
+        graph: Copies the graph of a Functional or Sequential model.
+
+    Raises:
+        ValueError: If a layer's variables cannot be copied.
+    """
+
+    def copy_one(old: Any, memo: Memo) -> Any:
+        if isinstance(old, keras.optimizers.Optimizer):
+            # It knows its variables by their ids.
+            return type(old).from_config(old.get_config())
+        if graph is not None and functional_part(old) is not None:
+            with tracked():
+                return graph(old, memo)
+        return copy_attributes(old, memo)
+
+    with copied_by(copy_one):
+        new = copy.deepcopy(thing, memo)
+    if isinstance(thing, Layer) and functional_part(thing) is None:
+        _check_apart(thing, new)
+    return new
+
+
+def _check_apart(old: Layer, new: Layer) -> None:
+    shared = {id(variable) for variable in old.variables}
+    for layer in sublayers(new):
+        if any(id(variable) in shared for variable in layer.variables):
+            raise ValueError(
+                f"`model` must have layers that can be copied, with their variables. "
+                f"Received: {layer.name}, a {type(layer).__name__}"
+            )
+
+
+def remake(layer: Layer, **changes: Any) -> Layer:
+    """A new layer like another one with other arguments, not built.
+
+    Its functions, initializers, regularizers and constraints are those of the live
+    layer, so that none needs to be registered.
+    """
+    config = layer.get_config()
+    for name in config:
+        value = vars(layer).get(name)
+        if callable(value):
+            config[name] = value
+    return type(layer).from_config({**config, **changes})
