@@ -12,13 +12,8 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_trainkit._keras import (
-    copied_by,
-    copy_attributes,
-    functional_part,
-    sublayers,
-    tracked,
-)
+from keras_trainkit._keras import functional_part, sublayers
+from keras_trainkit._keras.copying import copied_by, copy_attributes, tracked
 
 Memo = dict[int, Any]
 """The copy of each object by the object's id, as in `copy.deepcopy`."""

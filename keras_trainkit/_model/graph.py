@@ -14,7 +14,6 @@ from keras.layers import Layer
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import (
     arguments,
-    copy_attributes,
     functional_part,
     has_own_call,
     is_made_from_graph,
@@ -22,6 +21,7 @@ from keras_trainkit._keras import (
     run_node,
     run_through,
 )
+from keras_trainkit._keras.copying import copy_attributes
 from keras_trainkit._model.copy import live_copy
 
 
