@@ -501,7 +501,7 @@ def test_the_model_stays_as_it_was(model, x):
 
 def test_the_model_stays_as_it_was_after_an_error(x):
     class Fails(layers.Layer):
-        def call(self, x):
+        def call(self, x, training=None):
             raise RuntimeError("on purpose")
 
         def compute_output_shape(self, input_shape):

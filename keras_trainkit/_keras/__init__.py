@@ -230,9 +230,17 @@ def arguments(node: Any, tensors: list[Any]) -> tuple[tuple, dict]:
     return node.arguments.fill_in(by_input)
 
 
-def run_node(node: Any, tensors: list[Any]) -> Any:
-    """Make one of those calls with other tensors."""
+def run_node(node: Any, tensors: list[Any], training: bool | None = None) -> Any:
+    """Make one of those calls with other tensors.
+
+    A node keeps the `training` that its layer had by default. As in a Functional model,
+    `training` takes its place, whatever the layer was called with. Tried on Keras 3.15.
+    """
     args, kwargs = arguments(node, tensors)
+    if training is not None and "training" in getattr(
+        node.operation, "_call_context_args", ()
+    ):
+        kwargs["training"] = training
     return node.operation(*args, **kwargs)
 
 

@@ -1,18 +1,13 @@
 """The range test."""
 
-from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_trainkit._checks import reject
-from keras_trainkit._training.batches import as_array, batches_of
 from keras_trainkit._training.state import as_it_was
-from keras_trainkit.lr_finder._analyse import (
-    LRFinderResult,
-)
+from keras_trainkit.lr_finder._analyse import LRFinderResult
+from keras_trainkit.lr_finder._fit_data import FitData
 from keras_trainkit.lr_finder._range_test import RangeTest, Watch, default_steps
 
 
@@ -39,11 +34,11 @@ def find_lr(
 
     Args:
         model: A compiled model.
-        x: What `fit` takes: inputs as an array (or a list or dict of arrays), or an
-            iterable of batches `(inputs, targets)` or `(inputs, targets,
-            sample_weights)`, such as a `tf.data.Dataset`, a `PyDataset` or a PyTorch
-            `DataLoader`; a generator is used up.
-        y: Targets, where `x` is an array.
+        x: What the model's `fit` takes: inputs as an array (or a list, tuple or dict of
+            arrays), or batches `(inputs,)`, `(inputs, targets)` or `(inputs, targets,
+            sample_weights)` from a `tf.data.Dataset`, a `PyDataset`, a PyTorch
+            `DataLoader` or another iterable; a generator is used up.
+        y: Targets, where `x` is an array and the model has targets.
         min_lr: The first learning rate.
         max_lr: The last learning rate.
         num_steps: Number of steps, by default an epoch, but no fewer than 100 and no
@@ -75,70 +70,31 @@ def find_lr(
         arXiv:1506.01186, section 3.3.
     """
     _check_model(model)
-    batches, length = batches_of(x, y, sample_weight, batch_size, seed)
+    data = FitData(model, x, y, sample_weight, class_weight)
     if num_steps is None:
-        num_steps = default_steps(length)
-    if class_weight is not None:
-        if sample_weight is not None:
-            reject("class_weight", class_weight, "None where there is `sample_weight`")
-        batches = (_weighted(batch, class_weight) for batch in batches)
+        num_steps = default_steps(data.length(batch_size))
     test = RangeTest(min_lr, max_lr, num_steps, scale)
-    source = _Source(islice(batches, num_steps))
-    if not model.built:
-        model(source.first[0])
+    options = data.options(model, num_steps, batch_size, seed)
+    data.build(model)
     history = getattr(model, "history", None), model.stop_training
     try:
         with as_it_was(model):
             # One step is one loss, also where a call runs many.
             model.steps_per_execution = 1
             with test.installed(model):
-                model.fit(
-                    iter(source),
-                    callbacks=[Watch(test)],
-                    shuffle=False,
-                    verbose=0,
-                )
-    except BaseException:
+                model.fit(**options, callbacks=[Watch(test)], verbose=0)
+    except BaseException as error:
         # TensorFlow reports an error in the data as one of its own.
-        if source.error is not None:
-            raise source.error from None
+        if data.error is not None:
+            raise data.error from None
+        if not test.steps and data.lacks_targets(model):
+            raise ValueError(
+                "`y` must be given, since the loss needs targets. Received: y=None"
+            ) from error
         raise
     finally:
         model.history, model.stop_training = history
     return test.result()
-
-
-class _Source:
-    """Batches in NumPy, and the error that ended them."""
-
-    def __init__(self, batches: Iterator[Any]):
-        self._batches = batches
-        self.error: BaseException | None = None
-        self.first = next(iter(self._through()))
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self.first
-        yield from self._through()
-
-    def _through(self) -> Iterator[Any]:
-        try:
-            for batch in self._batches:
-                yield keras.tree.map_structure(as_array, batch)
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            self.error = error
-            raise
-
-
-def _weighted(batch: tuple, class_weight: dict[int, float]) -> tuple:
-    """A batch with the weight of each row's class, which `fit` wants with arrays."""
-    x, y, *_ = batch
-    y = as_array(y)
-    if not isinstance(y, np.ndarray):
-        reject("class_weight", class_weight, "None where there are several outputs")
-    classes = y.argmax(-1) if y.ndim > 1 and y.shape[-1] > 1 else y.reshape(len(y))
-    return x, y, np.array([class_weight.get(int(c), 1.0) for c in classes], "float32")
 
 
 def _check_model(model: Any) -> None:

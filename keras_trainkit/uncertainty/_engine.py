@@ -10,8 +10,9 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._keras import functional_part, sublayers
+from keras_trainkit._keras import functional_part, run_node, sublayers
 from keras_trainkit._model import graph as _graph
+from keras_trainkit.uncertainty._fingerprint import fingerprint
 from keras_trainkit.uncertainty._noise import Noise, drops, live
 
 # Numbers in the largest tensor of a pass: enough to keep the cores busy, and not far
@@ -29,11 +30,12 @@ class Plan:
 
     Attributes:
         shapes: Those of the inputs.
-        outputs: The kind of each output, as in `mc_predict`, and its shape for one row.
+        outputs: The kind of each output, as in `mc_predict`, and its shape.
         count: Number of samples.
         chunk: How many of them go through the model together.
         shared: Whether all rows have the same masks.
         keep: Whether the samples are given back.
+        whole: Whether a batch is a whole, such as a graph, and not made of rows.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -42,6 +44,21 @@ class Plan:
     chunk: int
     shared: bool
     keep: bool
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a pass through a model shows.
+
+    Attributes:
+        sample: The outputs of one pass, in the structure of the model's.
+        whole: Whether what comes out for a row depends on the other rows, as for the
+            nodes of a graph.
+    """
+
+    sample: Any
+    whole: bool
 
 
 class Engine:
@@ -53,47 +70,88 @@ class Engine:
 
     def __init__(self, model: keras.Model):
         self._parts = sublayers(model)[1:]
-        self._rates = _rates(self._parts)
         self.dropping = tuple(layer for layer in self._parts if drops(layer))
         if not self.dropping:
             reject("model", model.name, "a model with at least one dropout layer")
         network = _SplitGraph if _graph.is_graph(model) else _Whole
         self.network: Any = network(model, self.dropping)
         self._compiled: dict[Plan, keras.Model] = {}
-        self._tried: dict[tuple, Any] = {}
+        self._tried: dict[tuple, Trial] = {}
+        self.settle()
 
     def batch_size(self) -> int:
         """A good number of rows for a batch."""
         return min(max(_BUDGET // max(self.network.widths), 8), 4096)
 
-    def plan(self, inputs, outputs, count, shared, keep) -> Plan:
+    def plan(self, inputs, outputs, count, shared, keep, whole) -> Plan:
         """How to draw `count` samples of a batch."""
         shapes = tuple(x.shape for x in inputs)
         most = max(_BUDGET // (shapes[0][0] * self.network.widths[1]), 1)
-        chunk = -(-count // -(-count // most))
-        return Plan(shapes, tuple(outputs), count, chunk, shared, keep)
+        chunk = 1 if whole else -(-count // -(-count // most))
+        return Plan(shapes, tuple(outputs), count, chunk, shared, keep, whole)
+
+    def settle(self) -> None:
+        """Take the model as it is now for what the compiled functions were made of."""
+        self._made_of = fingerprint(self._parts)
 
     def is_up_to_date(self) -> bool:
-        """Whether the rates are still those that the engine was made with."""
-        return self._rates == _rates(self._parts)
+        """Whether all but the values of variables is as it was at the last `settle`."""
+        return self._made_of == fingerprint(self._parts)
 
-    def try_out(self, inputs: list[np.ndarray]) -> Any:
-        """A sample for two rows at most, in the structure of the model's outputs.
+    def try_out(self, inputs: list[np.ndarray], whole: bool = False) -> Trial:
+        """A pass through the model, not compiled, made once for inputs of a shape.
 
-        It is not compiled, and made once for inputs of a shape.
+        Two rows are enough, unless the rows depend on each other: with their neighbour
+        and in two samples they have to give what the first gives alone.
+
+        Args:
+            inputs: A batch.
+            whole: Whether it is known that the rows depend on each other.
         """
-        shapes = tuple(x.shape[1:] for x in inputs)
+        rows = tuple(x.shape[1:] for x in inputs)
+        shapes = tuple(x.shape for x in inputs)
+        if rows in self._tried and not whole:
+            return self._tried[rows]
+        if not whole:
+            sample = self._independent([x[:2] for x in inputs])
+            if sample is not None:
+                self._tried[rows] = Trial(sample, False)
+                return self._tried[rows]
         if shapes not in self._tried:
-            self._tried[shapes] = self._sample([x[:2] for x in inputs])
+            self._tried[shapes] = Trial(self._sample(inputs, 1, whole=True), True)
         return self._tried[shapes]
 
-    def _sample(self, inputs):
-        rows = np.arange(len(inputs[0]), dtype="int32")
-        words = (np.zeros(n, "int32") for n in (2, 1))
-        noise = Noise(*map(ops.convert_to_tensor, (*words, rows)))
-        fixed = self.network.first_part([ops.convert_to_tensor(x) for x in inputs])
-        with live(self.dropping, noise):
-            outputs = self.network.rest(fixed, lambda x: x)
+    def _independent(self, inputs):
+        """A sample of two rows; None if they are not independent of each other."""
+        rows = len(inputs[0])
+        half = any(layer.compute_dtype != "float32" for layer in self._parts)
+        tolerance = 0.05 if half else 1e-3
+        first = [x[:1] for x in inputs]
+        try:
+            both, alone = self._sample(inputs, 2), self._sample(first, 1)
+            if not _begins_like(both, alone, 2 * rows, tolerance):
+                # A model that draws numbers of its own says nothing here.
+                again = self._sample(first, 1)
+                if _begins_like(again, alone, 1, tolerance):
+                    return None
+        except Exception:
+            # Whatever a model says whose inputs are not rows: of a shape, most often.
+            return None
+        return keras.tree.map_structure(lambda x: x[:rows], both)
+
+    def _sample(self, inputs, count, whole=False):
+        """`count` samples of each row, one after the other."""
+        batch = None if whole else len(inputs[0])
+        rows = np.arange(batch or 1, dtype="int32")
+        words, samples = np.zeros(2, "int32"), np.arange(count, dtype="int32")
+        noise = Noise(*map(ops.convert_to_tensor, (words, samples, rows)))
+
+        def run(tensors):
+            fixed = self.network.first_part(tensors)
+            with live(self.dropping, noise):
+                return self.network.rest(fixed, lambda x: _spread(x, count, batch))
+
+        outputs = _AtInference(run)([ops.convert_to_tensor(x) for x in inputs])
         return keras.tree.map_structure(ops.convert_to_numpy, outputs)
 
     def draw(
@@ -129,11 +187,51 @@ class Engine:
         )
 
 
-def _rates(layers):
-    return [
-        (getattr(layer, "rate", None), getattr(layer, "recurrent_dropout", None))
-        for layer in layers
-    ]
+def _begins_like(outputs: Any, alone: Any, rows: int, tolerance: float) -> bool:
+    """Whether outputs of `rows` rows have in the first what came out for it alone."""
+    for x, y in zip(*map(keras.tree.flatten, (outputs, alone)), strict=True):
+        if not x.ndim or len(x) != rows or x.shape[1:] != y.shape[1:] or len(y) != 1:
+            return False
+        x, y = x[:1].astype(np.float64), y.astype(np.float64)
+        size = np.abs(y).max(initial=1e-6)
+        if not np.allclose(x, y, rtol=0, atol=tolerance * size, equal_nan=True):
+            return False
+    return True
+
+
+def _spread(x: Any, count: int, batch: int | None) -> Any:
+    """From a tensor with each row to one with each sample of each row.
+
+    `batch` is the number of rows, None for a whole that has none.
+    """
+    if batch is None:
+        return x
+    rows, *shape = ops.shape(x)
+    if x.shape[0] is None:
+        # A graph of TensorFlow may not know it behind operations on strings.
+        rows = batch
+    elif count == 1:
+        return x
+    copies = ops.broadcast_to(ops.reshape(x, (1, rows, *shape)), (count, rows, *shape))
+    return ops.reshape(copies, (count * rows, *shape))
+
+
+class _AtInference(keras.layers.Layer):
+    """Runs a function where the layers inside know that it is not training.
+
+    Else a layer whose `call` has `training=True` as its default would train.
+    """
+
+    def __init__(self, function: Callable):
+        super().__init__(dtype="float32", autocast=False)
+        self._function = function
+        self.built = True
+
+    def call(self, inputs, training=False):
+        return self._function(inputs)
+
+    def __call__(self, inputs):
+        return super().__call__(inputs, training=False)
 
 
 class _Compiled(keras.Model):
@@ -151,24 +249,22 @@ class _Compiled(keras.Model):
             # is slow with masks that the rows share.
             self.jit_compile = not plan.shared
 
-    def call(self, data):
+    def call(self, data, training=False):
         plan, network = self._plan, self._engine.network
-        batch, chunk = plan.shapes[0][0], plan.chunk
-        rows = ops.zeros((1,), "int32") if plan.shared else data["rows"]
+        batch = None if plan.whole else plan.shapes[0][0]
+        chunk, rows = plan.chunk, data["rows"]
+        if plan.whole:
+            # Another mask for each batch, but not for each row of it.
+            rows = rows[:1]
+        elif plan.shared:
+            rows = ops.zeros((1,), "int32")
         fixed = network.first_part(data["x"])
-
-        def spread(x):
-            """From a tensor with each row to one with each sample of each row."""
-            if chunk == 1:
-                return x
-            copies = ops.broadcast_to(x[None], (chunk, *x.shape))
-            return ops.reshape(copies, (chunk * batch, *x.shape[1:]))
 
         def add_chunk(step, sums):
             numbers = step * chunk + ops.arange(chunk, dtype="int32")
-            noise = Noise(data["seed"], data["first"] + numbers, rows)
+            noise = Noise(data["seed"], data["first"] + numbers, rows, batch)
             with live(self._engine.dropping, noise):
-                outputs = keras.tree.flatten(network.rest(fixed, spread))
+                outputs = network.rest(fixed, lambda x: _spread(x, chunk, batch))
             # The last chunk may reach beyond the count.
             counted = None
             if plan.count % chunk:
@@ -176,18 +272,18 @@ class _Compiled(keras.Model):
             before = ops.cast(step * chunk, "float32")
             new = []
             for (kind, shape), output, part in zip(
-                plan.outputs, outputs, sums, strict=True
+                plan.outputs, keras.tree.flatten(outputs), sums, strict=True
             ):
-                x = ops.reshape(ops.cast(output, "float32"), (chunk, batch, *shape))
+                x = ops.reshape(ops.cast(output, "float32"), (chunk, *shape))
                 readings = _read(kind, x)
                 new.append(_add(part, readings, counted, before))
                 if plan.keep:
-                    place = (step * chunk, *([0] * (len(shape) + 1)))
+                    place = (step * chunk, *([0] * len(shape)))
                     value = readings["value"]
                     new[-1]["samples"] = ops.slice_update(part["samples"], place, value)
             return new
 
-        sums = [_zeros(kind, (batch, *shape)) for kind, shape in plan.outputs]
+        sums = [_zeros(kind, shape) for kind, shape in plan.outputs]
         steps = -(-plan.count // chunk)
         if plan.keep:
             for part in sums:
@@ -264,6 +360,11 @@ def merged(sums: Sums, count: Any, more: Sums, number: Any) -> Sums:
     return new
 
 
+def _run(call: _graph.Call, tensors: list) -> list:
+    """What a call makes of tensors at inference, also where its node says otherwise."""
+    return keras.tree.flatten(run_node(call.node, tensors, training=False))
+
+
 class _SplitGraph:
     """A graph, cut into the calls that no dropout reaches and the others."""
 
@@ -310,11 +411,14 @@ class _SplitGraph:
         values = {}
         symbolic = keras.tree.flatten(self._input)
         for x, edge, tensor in zip(inputs, self._graph.inputs, symbolic, strict=True):
+            # As a Functional model does.
             if len(x.shape) == len(edge.shape) - 1:
                 x = ops.expand_dims(x, -1)
+            elif len(x.shape) == len(edge.shape) + 1 and x.shape[-1] == 1:
+                x = ops.squeeze(x, -1)
             values[edge] = ops.cast(x, tensor.dtype)
         for call in self._fixed:
-            tensors = call.run([values[edge] for edge in call.inputs])
+            tensors = _run(call, [values[edge] for edge in call.inputs])
             values.update(zip(call.outputs, tensors, strict=True))
         return values
 
@@ -328,7 +432,7 @@ class _SplitGraph:
             return values[edge]
 
         for call in self._random:
-            tensors = call.run([get(edge) for edge in call.inputs])
+            tensors = _run(call, [get(edge) for edge in call.inputs])
             values.update(zip(call.outputs, tensors, strict=True))
         outputs = [get(edge) for edge in self._graph.outputs]
         return keras.tree.pack_sequence_as(self._output, outputs)

@@ -23,6 +23,10 @@ _GOLDEN = 0x9E3779B9
 _ALPHA = -1.7580993408473766
 
 
+class NotOfRowsError(ValueError):
+    """A dropout got something that is not made of the rows of the batch."""
+
+
 class Noise:
     """The random numbers of one pass over every sample of every row.
 
@@ -30,12 +34,14 @@ class Noise:
         seed: Two 32-bit words, `(2,)`.
         samples: The numbers of the samples, `(samples,)`.
         rows: The numbers of the rows, `(rows,)`; a single one for masks that the rows
-            share.
+            share, or where a batch is a whole that is not made of rows.
+        batch: Number of rows of the batch, where `rows` is a single number for all.
     """
 
-    def __init__(self, seed: Any, samples: Any, rows: Any):
+    def __init__(self, seed: Any, samples: Any, rows: Any, batch: int | None = None):
         self._num_samples = samples.shape[0]
         self._num_rows = rows.shape[0]
+        self._batch = batch or self._num_rows
         # Two keys of 32 bits, since of 10^6 keys of 32 bits some would be equal.
         self._keys = [
             (
@@ -47,14 +53,18 @@ class Noise:
         self._calls = 0
 
     def drop(self, layer: Any, x: Any) -> Any:
-        """What a dropout layer makes of `(samples * rows, ...)` when it is active."""
+        """What a dropout layer makes of `(samples * rows, ...)` when it is active.
+
+        A row of the batch may be several rows of `x`, one after the other, as behind a
+        `Reshape` that puts the steps of a sequence into the batch.
+        """
         rate = layer.rate
-        shape = tuple(x.shape[1:])
+        shape = tuple(ops.shape(x)[1:])
         if rate == 1:
             return ops.zeros_like(x)
         if isinstance(layer, layers.GaussianDropout):
             stddev = math.sqrt(rate / (1 - rate))
-            factor = 1 + stddev * self._normal(math.prod(shape))
+            factor = 1 + stddev * self._normal(self._size(x, shape))
             return self._combine(x, ops.cast(factor, x.dtype), shape, ops.multiply)
         if isinstance(layer, layers.AlphaDropout):
             a = ((1 - rate) * (1 + rate * _ALPHA**2)) ** -0.5
@@ -64,7 +74,8 @@ class Noise:
                 return ops.where(kept, x, _ALPHA) * a + b
 
             shape = _mask_shape(layer, shape)
-            return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
+            kept = self._kept(self._size(x, shape), rate)
+            return self._combine(x, kept, shape, combine)
         return self.dropout(x, rate, _mask_shape(layer, shape))
 
     def dropout(self, x: Any, rate: float, shape: tuple[int, ...]) -> Any:
@@ -75,19 +86,36 @@ class Noise:
         def combine(x, kept):
             factor = ops.cast(kept, x.dtype)
             factor *= 1 / (1 - rate)
-            if factor.shape != x.shape:
+            if tuple(factor.shape) != tuple(x.shape) or None in factor.shape:
                 return x * factor
             # On PyTorch in place.
             factor *= x
             return factor
 
-        return self._combine(x, self._kept(math.prod(shape), rate), shape, combine)
+        kept = self._kept(self._size(x, shape), rate)
+        return self._combine(x, kept, shape, combine)
+
+    def _within(self, x: Any) -> tuple:
+        """`(n,)` where a row of the batch is `n` rows of `x`; `()` where it is one."""
+        rows = self._num_samples * self._batch
+        count = ops.shape(x)[0]
+        if isinstance(count, int) and count % rows:
+            raise NotOfRowsError(f"{count} rows where the batch has {rows}")
+        count = count // rows
+        # One that is not known yet, in a graph of TensorFlow, may be 1 too.
+        return () if isinstance(count, int) and count == 1 else (count,)
+
+    def _size(self, x: Any, shape: tuple) -> Any:
+        """How many numbers the mask of a row has."""
+        return math.prod((*self._within(x), *shape))
 
     def _combine(self, x, noise, shape, function):
         """Apply noise of `(samples, rows, *shape)`, whose sizes of 1 are spread."""
-        full = (self._num_samples, -1, *x.shape[1:])
-        noise = ops.reshape(noise, (self._num_samples, self._num_rows, *shape))
-        return ops.reshape(function(ops.reshape(x, full), noise), ops.shape(x))
+        within, full = self._within(x), ops.shape(x)
+        own = (self._num_samples, self._batch, *within, *full[1:])
+        masks = (self._num_samples, self._num_rows, *within, *shape)
+        noise = ops.reshape(noise, masks)
+        return ops.reshape(function(ops.reshape(x, own), noise), full)
 
     def _kept(self, size: int, rate: float) -> Any:
         """Booleans of `(samples, rows, size)` that are false at the rate.
@@ -95,7 +123,13 @@ class Noise:
         Each takes 16 bits, so the rate is kept to 2^-17.
         """
         words = self._words(-(-size // 2))
-        halves = ops.reshape(ops.view(words, "int16"), (*words.shape[:2], -1))
+        if isinstance(size, int):
+            halves = ops.view(words, "int16")
+        else:
+            # The same numbers where the size is not known yet, as `view` wants it.
+            low = ops.right_shift(ops.left_shift(words, 16), 16)
+            halves = ops.stack([low, ops.right_shift(words, 16)], axis=-1)
+        halves = ops.reshape(halves, (*words.shape[:2], -1))
         threshold = min(round(rate * 2**16) - 2**15, 2**15 - 1)
         return halves[..., :size] >= threshold
 
@@ -163,7 +197,7 @@ def _drop(layer, noise):
 def _cell_mask(cell, noise):
     def mask(step_input, rate):
         ones = ops.ones_like(step_input)
-        return noise.dropout(ones, rate, tuple(ones.shape[1:]))
+        return noise.dropout(ones, rate, tuple(ops.shape(ones)[1:]))
 
     def create(step_input, rate):
         count = getattr(cell, "dropout_mask_count", None)

@@ -1,7 +1,7 @@
 """Monte Carlo prediction."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,8 @@ import numpy as np
 from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
 from keras_trainkit._keras import functional_part
 from keras_trainkit._model import graph as _graph
-from keras_trainkit.uncertainty._engine import Engine, Sums, merged
+from keras_trainkit._training.batches import batches_of, columns, num_rows
+from keras_trainkit.uncertainty._engine import Engine, Sums, Trial, merged
 from keras_trainkit.uncertainty._prediction import MCPrediction
 
 _TASKS = ("classification", "logits", "binary", "regression", "heteroscedastic")
@@ -37,9 +38,15 @@ def mc_predict(
     """Predict with dropout switched on, many times, and sum up the samples.
 
     The layers that no dropout reaches run once for each batch; the rest runs in a loop
-    inside one compiled function, which is kept for the next call. BatchNorm and all
-    else stay in inference mode. A mask is a function of the seed, the number of the
-    sample and the number of the row, so the size of the batches does not matter.
+    inside one compiled function, which is kept for the next call as long as nothing
+    but the values of variables changes. All but dropout is as in `predict`: BatchNorm,
+    augmentation and noise layers are at inference, and no generator of random numbers
+    moves. A mask is a function of the seed, the number of the sample and the number of
+    the row, so the size of the batches does not matter.
+
+    Where the output for a row depends on the other rows, as for the nodes of a graph,
+    a batch goes through as a whole: all rows of arrays are one batch unless
+    `batch_size` says otherwise, and `noise` makes no difference.
 
     Args:
         model: A model with dropout: `Dropout`, `AlphaDropout`, `GaussianDropout`,
@@ -49,7 +56,7 @@ def mc_predict(
             will do, but is compiled at each call. It is not changed.
         x: As for `model.predict`: arrays of shape `(rows, *input_shape)`, a list or a
             dict of them, a `keras.utils.PyDataset`, a `tf.data.Dataset`, or another
-            iterable of batches that ends.
+            iterable of batches that ends. A KerasHub task preprocesses them.
         num_samples: Number of samples.
         batch_size: Rows of a batch; by default what fits the processor's caches. A
             dataset has its own.
@@ -108,35 +115,47 @@ def mc_predict(
     check_integer("seed", seed, minimum=0)
     words = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
     engine = _engine_of(model)
-    batches, number = _batches(engine, x, batch_size)
+    batches, number = _batches(model, engine, x, batch_size)
     bar = keras.utils.Progbar(number, verbose=verbose)
-    sample, outputs, size, done = None, [], 0, 0
+    trial: Trial | None = None
+    outputs, size, done = [], 0, 0
     parts: list[list[Sums]] = []
     for step, inputs in enumerate(batches):
-        if sample is None:
-            sample = engine.try_out(inputs)
-            outputs = _outputs(engine, sample, task)
+        before, trial = trial, _try_out(engine, inputs)
+        if trial is not before:
+            outputs = _outputs(engine, trial.sample, task)
             size = len(inputs[0])
+        if trial.whole and tolerance is not None:
+            reject("tolerance", tolerance, "None where rows depend on each other")
         rows = len(inputs[0])
         draw = _Draw(engine, inputs, done, words, outputs, noise, keep_samples)
-        # All batches at the size of the first, since each size is compiled.
-        chosen = np.minimum(np.arange(max(size, rows)), rows - 1)
-        if tolerance is None:
-            sums = draw(chosen, 0, num_samples)
+        if trial.whole:
+            parts.append(draw(np.arange(rows), 0, num_samples, whole=True))
         else:
-            sums = _until_sure(draw, chosen, num_samples, tolerance)
-        parts.append([{name: a[:rows] for name, a in part.items()} for part in sums])
+            # All batches at the size of the first, since each size is compiled.
+            chosen = np.minimum(np.arange(max(size, rows)), rows - 1)
+            if tolerance is None:
+                sums = draw(chosen, 0, num_samples)
+            else:
+                sums = _until_sure(draw, chosen, num_samples, tolerance)
+            parts.append([{name: a[:rows] for name, a in p.items()} for p in sums])
         done += rows
         bar.update(step + 1)
-    if not parts:
+    if trial is None:
         reject("x", x, "at least one row")
-    results = []
-    for (kind, _), of_output in zip(outputs, zip(*parts, strict=True), strict=True):
-        joined = {
-            name: np.concatenate([p[name] for p in of_output]) for name in of_output[0]
-        }
-        results.append(_prediction(kind, joined, tolerance is None))
-    return keras.tree.pack_sequence_as(sample, results)
+    engine.settle()
+    results = [
+        _prediction(kind, _joined(of_output), tolerance is None)
+        for (kind, _), of_output in zip(outputs, zip(*parts, strict=True), strict=True)
+    ]
+    return keras.tree.pack_sequence_as(trial.sample, results)
+
+
+def _joined(parts: Sequence[Sums]) -> Sums:
+    shapes = {part["mean"].shape[1:] for part in parts}
+    if len(shapes) > 1:
+        reject("x", sorted(shapes), "batches whose outputs have one shape for each row")
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
 def _engine_of(model: Any) -> Engine:
@@ -153,40 +172,57 @@ def _engine_of(model: Any) -> Engine:
 
 
 def _batches(
-    engine: Engine, x: Any, batch_size: int | None
+    model: keras.Model, engine: Engine, x: Any, batch_size: int | None
 ) -> tuple[Iterator[list[np.ndarray]], int | None]:
     """Batches as lists of arrays, and how many there are, where that is known."""
-    is_array = hasattr(x, "shape") or isinstance(x, (list, tuple, dict))
-    if is_array:
-        arrays = [np.asarray(a) for a in _flat(engine, x)]
-        lengths = {len(a) for a in arrays}
-        if len(lengths) != 1:
-            reject("x", [a.shape for a in arrays], "arrays of as many rows")
-        (rows,) = lengths
-        if batch_size is None:
-            batch_size = engine.batch_size()
-        check_integer("batch_size", batch_size, minimum=1)
-        number: int | None = -(-rows // batch_size)
+    if hasattr(x, "shape") or isinstance(x, list | tuple | dict):
+        arrays = [
+            np.asarray(a) for a in _flat(engine, _preprocessed(model, columns(x)))
+        ]
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, minimum=1)
+        if not all(a.ndim and len(a) for a in arrays):
+            reject("x", [a.shape for a in arrays], "at least one row")
+        first = [a[:batch_size] for a in arrays]
+        if batch_size is None and _try_out(engine, first).whole:
+            return iter([arrays]), 1
+        rows = num_rows(arrays)
+        batch_size = batch_size or engine.batch_size()
         # Of nearly the same size, so that little is filled up.
-        size = -(-rows // max(-(-rows // batch_size), 1))
-        starts = range(0, rows, max(size, 1))
-        return ([a[i : i + size] for a in arrays] for i in starts), number
+        size = -(-rows // -(-rows // batch_size))
+        starts = range(0, rows, size)
+        return ([a[i : i + size] for a in arrays] for i in starts), len(starts)
     if batch_size is not None:
         reject("batch_size", batch_size, "None, since `x` makes its own batches")
-    items: Iterable[Any]
-    if isinstance(x, keras.utils.PyDataset):
-        if x.num_batches is None:
-            reject("x", x, "a PyDataset with a number of batches")
-        items, number = (x[i] for i in range(x.num_batches)), x.num_batches
-    elif isinstance(x, Iterable):
-        items, number = x, None
-    else:
-        reject("x", type(x).__name__, "arrays, a dataset, or batches to iterate over")
-    # As Keras does, which takes a list or tuple for `(x, y, sample_weight)`.
-    inputs = (item[0] if isinstance(item, (list, tuple)) else item for item in items)
+    batches, number = batches_of(x)
+    if isinstance(x, keras.utils.PyDataset) and number is None:
+        reject("x", x, "a PyDataset with a number of batches")
     return (
-        [keras.ops.convert_to_numpy(a) for a in _flat(engine, item)] for item in inputs
+        [
+            keras.ops.convert_to_numpy(a)
+            for a in _flat(engine, _preprocessed(model, inputs))
+        ]
+        for inputs, *_ in batches
     ), number
+
+
+def _try_out(engine: Engine, arrays: list[np.ndarray]) -> Trial:
+    """A pass through the model, of rows or, if they are not, of the whole."""
+    lengths = {len(a) for a in arrays}
+    try:
+        return engine.try_out(arrays, len(lengths) > 1)
+    except Exception:
+        if len(lengths) > 1:
+            num_rows(arrays)
+        raise
+
+
+def _preprocessed(model: keras.Model, x: Any) -> Any:
+    """What a KerasHub task makes of its inputs before it predicts."""
+    preprocess = getattr(model, "preprocess_samples", None)
+    if preprocess is None or getattr(model, "preprocessor", None) is None:
+        return x
+    return keras.utils.unpack_x_y_sample_weight(preprocess(x))[0]
 
 
 def _flat(engine, x):
@@ -207,12 +243,22 @@ class _Draw:
         self._seed, self._outputs = seed, outputs
         self._shared, self._keep = noise == "shared", keep
 
-    def __call__(self, chosen: np.ndarray, first: int, count: int) -> list[Sums]:
-        inputs = [a[chosen] for a in self._inputs]
+    def __call__(
+        self, chosen: np.ndarray, first: int, count: int, whole: bool = False
+    ) -> list[Sums]:
+        inputs = self._inputs if whole else [a[chosen] for a in self._inputs]
+        outputs = [
+            (kind, shape if whole else (len(chosen), *shape[1:]))
+            for kind, shape in self._outputs
+        ]
         rows = (self._start + chosen).astype(np.int32)
-        plan = self._engine.plan(inputs, self._outputs, count, self._shared, self._keep)
+        plan = self._engine.plan(
+            inputs, outputs, count, self._shared, self._keep, whole
+        )
         all_sums = self._engine.draw(inputs, rows, self._seed, first, plan)
-        return [{**sums, "count": np.full(len(rows), count)} for sums in all_sums]
+        return [
+            {**sums, "count": np.full(len(sums["mean"]), count)} for sums in all_sums
+        ]
 
 
 def _until_sure(
@@ -257,7 +303,7 @@ def _merge(sums: Sums, new: Sums, rows: np.ndarray) -> None:
 def _outputs(
     engine: Engine, sample: Any, task: Any
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """The kind and the shape, for one row, of each output."""
+    """The kind and the shape of each output of a trial."""
     arrays = keras.tree.flatten(sample)
     if task is None or isinstance(task, str):
         tasks = [task] * len(arrays)
@@ -273,11 +319,10 @@ def _outputs(
         if kind is None:
             kind = _usual_task(array, layer)
         check_choice("task", kind, _TASKS)
-        if array.ndim < 2:
-            array = array[:, np.newaxis]
-        if kind == "heteroscedastic" and array.shape[-1] % 2:
-            reject("task", kind, f"another for an output of shape {array.shape}")
-        outputs.append((kind, array.shape[1:]))
+        shape = array.shape if array.ndim > 1 else (array.size, 1)
+        if kind == "heteroscedastic" and shape[-1] % 2:
+            reject("task", kind, f"another for an output of shape {shape}")
+        outputs.append((kind, shape))
     return outputs
 
 
