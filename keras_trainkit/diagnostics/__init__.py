@@ -1,5 +1,8 @@
 """See what goes on inside a network."""
 
+from keras_trainkit.diagnostics._check_up import check_up as check_up
+from keras_trainkit.diagnostics._finding import CheckUp as CheckUp
+from keras_trainkit.diagnostics._finding import Finding as Finding
 from keras_trainkit.diagnostics._self_normalization import (
     SelfNormalizationReport as SelfNormalizationReport,
 )

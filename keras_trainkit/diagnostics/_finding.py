@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from keras_trainkit._table import Report, Table
+
 # Every kind, causes before what they lead to: the order of the findings of a severity.
 KINDS = (
     # The data, and the fit between data, loss and output.
@@ -29,8 +31,8 @@ KINDS = (
     "dead_units",
     "saturated_units",
     "exploding_gradient",
-    "vanishing_gradient",
     "output_does_not_depend_on_input",
+    "vanishing_gradient",
     "bad_initial_loss",
     "batch_norm_batch_too_small",
     # Some steps.
@@ -45,6 +47,18 @@ KINDS = (
     "overfitting",
 )
 SEVERITIES = ("error", "warning", "hint")
+# Of these a warning goes before errors: it explains them.
+_CAUSES = {
+    "one_wild_feature",
+    "unscaled_inputs",
+    "frozen_by_mistake",
+    "dead_units",
+    "saturated_units",
+    "bad_initial_loss",
+    "batch_norm_batch_too_small",
+    "regularization_too_strong",
+    "dropout_too_strong",
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +81,11 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.severity}: {self.kind} ({self.where})\n"
-            f"  {self.evidence}\n  -> {self.remedy}"
-        )
+        return f"{self.severity}: {self.kind} ({self.where}): {self.evidence}"
 
 
 @dataclass(frozen=True, repr=False)
-class CheckUp:
+class CheckUp(Report):
     """What is wrong with a training, and what to do about it.
 
     Attributes:
@@ -97,36 +108,30 @@ class CheckUp:
         """Whether there is neither an error nor a warning."""
         return all(finding.severity == "hint" for finding in self.findings)
 
-    def summary(self) -> str:
-        """The findings, each with its evidence and its remedy."""
-        lines = [str(finding) for finding in self.findings] or ["nothing found"]
+    def _table(self) -> Table:
+        return Table(
+            ("finding", "severity", "where"),
+            [(f.kind, f.severity, f.where) for f in self.findings]
+            or [("nothing found", "", "")],
+        )
+
+    def _notes(self) -> list[str]:
+        notes = [f"{f.kind}: {f.evidence}. {f.remedy}" for f in self.findings]
         if self.rounds < 3 and self.findings:
-            lines.append(
+            notes.append(
                 f"Stopped after round {self.rounds} of 3: mend this, then ask again."
             )
-        lines += [f"not judged: {name}: {why}" for name, why in self.skipped.items()]
-        return "\n".join(lines)
-
-    __repr__ = summary
-
-    def to_markdown(self) -> str:
-        """The findings as a table."""
-        lines = ["| severity | finding | where | evidence | remedy |", "|---|" * 1]
-        lines[1] = "|---|---|---|---|---|"
-        for f in self.findings:
-            cells = (f.severity, f"`{f.kind}`", f.where, f.evidence, f.remedy)
-            lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
-        return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+        notes += [f"not judged: {name}: {why}" for name, why in self.skipped.items()]
+        return notes
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first; within a severity causes before what they lead to."""
-    return tuple(
-        sorted(
-            findings, key=lambda f: (SEVERITIES.index(f.severity), KINDS.index(f.kind))
-        )
-    )
+    """Errors and what explains them first, then warnings, then hints."""
+
+    def place(finding: Finding) -> tuple[int, int]:
+        severity = SEVERITIES.index(finding.severity)
+        if severity == 1 and finding.kind in _CAUSES:
+            severity = 0
+        return severity, KINDS.index(finding.kind)
+
+    return tuple(sorted(findings, key=place))

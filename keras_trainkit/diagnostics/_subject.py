@@ -1,0 +1,148 @@
+"""What a check-up looks at: a model, and the data as arrays."""
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._training.batches import as_array, batches_of
+from keras_trainkit.diagnostics._loss import Judged, judged_outputs
+
+# What is looked at where the data come as batches.
+_MOST_BATCHES = 200
+_MOST_ROWS = 20_000
+_SAMPLE = 256
+
+
+@dataclass
+class Subject:
+    """A model and its data.
+
+    Attributes:
+        model: The compiled model.
+        x: Inputs, a structure of arrays.
+        y: Targets, likewise; None if the model takes none.
+        weights: Sample weights, or None.
+        validation: `(x, y)`, or None.
+        batch_size: Rows of a batch.
+        seed: Of every choice of rows.
+        outputs: What is known of each output; empty where nothing is.
+    """
+
+    model: keras.Model
+    x: Any
+    y: Any
+    weights: Any
+    validation: tuple | None
+    batch_size: int
+    seed: int
+    outputs: list[Judged] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(keras.tree.flatten(self.x)[0])
+
+    def sample(self, most: int = _SAMPLE) -> tuple:
+        """`(x, y, weights)` of some rows."""
+        rng = np.random.default_rng(self.seed)
+        return self.take(np.sort(rng.permutation(self.rows)[:most]))
+
+    def take(self, rows: np.ndarray) -> tuple:
+        """`(x, y, weights)` of these rows."""
+        return take((self.x, self.y, self.weights), rows)
+
+    def look_at_outputs(self) -> None:
+        """Find out what each output, its targets and its loss are."""
+        x, _, _ = self.sample()
+        predictions = self.model(x, training=False)
+        self.outputs = judged_outputs(self.model, self.y, predictions)
+
+
+def take(data: Any, rows: np.ndarray) -> Any:
+    """Some rows of a structure of arrays, None left alone."""
+    return keras.tree.map_structure(lambda a: None if a is None else a[rows], data)
+
+
+def subject_of(
+    model, x, y, validation_data, sample_weight, batch_size, seed
+) -> Subject:
+    """Gather what `check_up` was given."""
+    if not isinstance(model, keras.Model) or not model.compiled:
+        reject("model", getattr(model, "name", model), "a compiled Keras model")
+    if _is_arrays(x, y):
+        size = 32 if batch_size is None else batch_size
+        check_integer("batch_size", size, minimum=1)
+        if y is None:
+            reject("y", None, "given where x is an array")
+        x, y, weights = keras.tree.map_structure(as_array, (x, y, sample_weight))
+    else:
+        (x, y, weights), size = _gathered(x, y, sample_weight, batch_size, seed)
+    _check_rows((x, y, weights))
+    validation = None if validation_data is None else _pair(validation_data, seed)
+    return Subject(model, x, y, weights, validation, size, seed)
+
+
+def _is_arrays(x, y) -> bool:
+    return y is not None or hasattr(x, "shape") or isinstance(x, dict)
+
+
+def _pair(data: Any, seed: int) -> tuple:
+    if isinstance(data, tuple | list) and len(data) in (2, 3):
+        x, y, *_ = data
+        return tuple(keras.tree.map_structure(as_array, (x, y)))
+    (x, y, _), _ = _gathered(data, None, None, None, seed)
+    return x, y
+
+
+def _gathered(x, y, sample_weight, batch_size, seed) -> tuple[tuple, int]:
+    """The first batches as one."""
+    batches, length = batches_of(x, y, sample_weight, batch_size, seed)
+    most = _MOST_BATCHES if length is None else min(length, _MOST_BATCHES)
+    found: list[tuple] = []
+    rows = 0
+    for batch in islice(batches, most):
+        arrays = keras.tree.map_structure(as_array, tuple(batch))
+        found.append(arrays)
+        rows += len(keras.tree.flatten(arrays)[0])
+        if rows >= _MOST_ROWS:
+            break
+    if not found:
+        reject("x", x, "an iterable with at least one batch")
+    size = len(keras.tree.flatten(found[0])[0])
+    inputs, targets, weights = (*_joined(found), None, None)[:3]
+    return (inputs, targets, weights), size
+
+
+def _joined(batches: list[tuple]) -> tuple:
+    try:
+        return keras.tree.map_structure(lambda *a: np.concatenate(a), *batches)
+    except ValueError:
+        # Batches of different lengths of sequence: the first shape alone.
+        shapes = [[a.shape[1:] for a in keras.tree.flatten(b)] for b in batches]
+        same = [b for b, s in zip(batches, shapes, strict=True) if s == shapes[0]]
+        return keras.tree.map_structure(lambda *a: np.concatenate(a), *same)
+
+
+def _check_rows(data: tuple) -> None:
+    sizes = {len(a) for a in keras.tree.flatten(data) if a is not None}
+    if len(sizes) > 1:
+        reject("x", sorted(sizes), "of as many rows as `y` and `sample_weight`")
+
+
+def named_leaves(name: str, structure: Any) -> list[tuple[str, np.ndarray]]:
+    """Each array of a structure with the expression for it."""
+    if structure is None:
+        return []
+    found = []
+    for path, leaf in keras.tree.flatten_with_path(structure):
+        found.append((name + "".join(f"[{key!r}]" for key in path), leaf))
+    return [(where, leaf) for where, leaf in found if leaf is not None]
+
+
+def is_numeric(array: Any) -> bool:
+    """Whether an array has numbers, not texts."""
+    return isinstance(array, np.ndarray) and array.dtype.kind in "fiub"
