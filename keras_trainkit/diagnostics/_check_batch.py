@@ -15,7 +15,7 @@ from keras_trainkit._training.optimizer import core_optimizer, has_schedule
 from keras_trainkit._training.recording import gradients_of, leaves, outputs
 from keras_trainkit.diagnostics._finding import Finding
 from keras_trainkit.diagnostics._signal import _saturated as saturation
-from keras_trainkit.diagnostics._subject import Subject, take
+from keras_trainkit.diagnostics._subject import Subject, has_batch_norm, take
 
 # Fractions of a layer's units or outputs. Of the thresholds below, those between the
 # healthy and the broken trainings of the study's first half were taken: the highest
@@ -40,6 +40,8 @@ class Batch:
         x: Inputs.
         y: Targets.
         predictions: Arrays, one for each output.
+        at_first: The same as training sees them, with the statistics of the batch in a
+            BatchNorm, whose moving averages say nothing yet.
         gradients: By the id of the variable; None if no variable gets any.
     """
 
@@ -47,6 +49,7 @@ class Batch:
     x: Any
     y: Any
     predictions: list[np.ndarray]
+    at_first: list[np.ndarray]
     gradients: dict[int, np.ndarray] | None
 
     @property
@@ -57,7 +60,7 @@ class Batch:
     def initial_loss(self) -> float | None:
         """The loss over that of a network that knows nothing, of a single output."""
         for output, prediction in zip(
-            self.subject.outputs, self.predictions, strict=False
+            self.subject.outputs, self.at_first, strict=False
         ):
             targets = keras.tree.flatten(self.y)
             base = output.uninformed()
@@ -83,12 +86,14 @@ def batch_of(subject: Subject) -> Batch:
             # Keras's word for it where no variable has one.
             if "gradient" not in str(error).lower():
                 raise
-    return Batch(subject, x, y, predicted(subject.model, x), gradients)
+    at_first = predicted(subject.model, x, training=has_batch_norm(subject.model))
+    predictions = predicted(subject.model, x)
+    return Batch(subject, x, y, predictions, at_first, gradients)
 
 
-def predicted(model: keras.Model, x: Any) -> list[np.ndarray]:
-    """The outputs of the model at inference."""
-    given = keras.tree.flatten(model(x, training=False))
+def predicted(model: keras.Model, x: Any, training: bool = False) -> list[np.ndarray]:
+    """The outputs of the model."""
+    given = keras.tree.flatten(model(x, training=training))
     return [
         keras.ops.convert_to_numpy(keras.ops.cast(part, "float32")) for part in given
     ]

@@ -28,6 +28,7 @@ _TOO_HIGH, _TOO_LOW = 3.0, 10.0
 _SMALL_PART = 0.3
 _DECAY_PER_STEP, _DECAY = 5e-3, 0.5
 _DROPOUT = 0.8
+_TINY = 1e-4
 # Held-out loss over that of a constant, and standard deviations of the neighbours'.
 _SIGNAL, _SIGMAS, _SURE = 0.97, 3.0, 8.0
 _GAP = 0.3
@@ -131,7 +132,10 @@ def _look_closer(results: Results) -> None:
         batch_size=subject.batch_size,
         seed=subject.seed,
     )
-    rate = results.found.suggestion
+    rate, own = results.found.suggestion, results.rate
+    if rate is None and own and own < _TINY:
+        # So short a test may see no descent where there is one.
+        rate = 1000 * own
     if rate is not None:
         results.better = trial.run(rate)
     if results.end > _LEARNS * results.reference:
@@ -208,8 +212,8 @@ def learning_rate(results: Results) -> Iterator[Finding]:
     if results.kinds & {"regularization_too_strong"}:
         return
     rate, user = results.rate, results.user
-    suggested = None if results.found is None else results.found.suggestion
     better = results.better
+    suggested = None if better is None else better.rate
     gain = 0.0 if better is None else results.reference - better.end
     own_gain = results.reference - user.end
     helps = gain > (1 - _STAYS) * results.reference and own_gain < _SMALL_PART * gain

@@ -8,7 +8,13 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_integer, reject
-from keras_trainkit._training.batches import as_array, batches_of
+from keras_trainkit._keras import sublayers
+from keras_trainkit._training.batches import (
+    as_array,
+    batches_of,
+    columns,
+    is_arrays,
+)
 from keras_trainkit.diagnostics._loss import Judged, judged_outputs
 
 # What is looked at where the data come as batches.
@@ -73,39 +79,37 @@ def subject_of(
     """Gather what `check_up` was given."""
     if not isinstance(model, keras.Model) or not model.compiled:
         reject("model", getattr(model, "name", model), "a compiled Keras model")
-    if _is_arrays(x, y):
-        size = 32 if batch_size is None else batch_size
-        check_integer("batch_size", size, minimum=1)
+    if is_arrays(x):
         if y is None:
             reject("y", None, "given where x is an array")
-        x, y, weights = keras.tree.map_structure(as_array, (x, y, sample_weight))
+        size = 32 if batch_size is None else batch_size
+        check_integer("batch_size", size, minimum=1)
+        x, y, weights = map(columns, (x, y, sample_weight))
     else:
-        (x, y, weights), size = _gathered(x, y, sample_weight, batch_size, seed)
+        for name, value in (("y", y), ("sample_weight", sample_weight)):
+            if value is not None:
+                reject(name, type(value), "None where x yields batches")
+        (x, y, weights), size = _gathered(x)
     _check_rows((x, y, weights))
-    validation = None if validation_data is None else _pair(validation_data, seed)
+    validation = None if validation_data is None else _pair(validation_data)
     return Subject(model, x, y, weights, validation, size, seed)
 
 
-def _is_arrays(x, y) -> bool:
-    return y is not None or hasattr(x, "shape") or isinstance(x, dict)
-
-
-def _pair(data: Any, seed: int) -> tuple:
+def _pair(data: Any) -> tuple:
     if isinstance(data, tuple | list) and len(data) in (2, 3):
         x, y, *_ = data
-        return tuple(keras.tree.map_structure(as_array, (x, y)))
-    (x, y, _), _ = _gathered(data, None, None, None, seed)
+        return columns(x), columns(y)
+    (x, y, _), _ = _gathered(data)
     return x, y
 
 
-def _gathered(x, y, sample_weight, batch_size, seed) -> tuple[tuple, int]:
+def _gathered(x: Any) -> tuple[tuple, int]:
     """The first batches as one."""
-    batches, length = batches_of(x, y, sample_weight, batch_size, seed)
-    most = _MOST_BATCHES if length is None else min(length, _MOST_BATCHES)
+    batches, _ = batches_of(x)
     found: list[tuple] = []
     rows = 0
-    for batch in islice(batches, most):
-        arrays = keras.tree.map_structure(as_array, tuple(batch))
+    for batch in islice(batches, _MOST_BATCHES):
+        arrays = keras.tree.map_structure(as_array, batch)
         found.append(arrays)
         rows += len(keras.tree.flatten(arrays)[0])
         if rows >= _MOST_ROWS:
@@ -131,6 +135,13 @@ def _check_rows(data: tuple) -> None:
     sizes = {len(a) for a in keras.tree.flatten(data) if a is not None}
     if len(sizes) > 1:
         reject("x", sorted(sizes), "of as many rows as `y` and `sample_weight`")
+
+
+def has_batch_norm(model: keras.Model) -> bool:
+    """Whether some layer of a model is a BatchNorm."""
+    return any(
+        isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)
+    )
 
 
 def named_leaves(name: str, structure: Any) -> list[tuple[str, np.ndarray]]:

@@ -6,11 +6,9 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers
 
-from keras_trainkit._keras import sublayers
 from keras_trainkit._training.optimizer import core_optimizer, install, own_schedule
-from keras_trainkit.diagnostics._subject import Subject, take
+from keras_trainkit.diagnostics._subject import Subject, has_batch_norm, take
 from keras_trainkit.optimizers._scheduled import with_schedules
 
 _CHECKPOINTS = 10
@@ -73,9 +71,7 @@ class Trial:
             self.held = subject.take(order[:cut])[:2]
             self.rows = order[cut:] if subject.rows > 1 else order
         self.shown = subject.take(self.rows[:256])[:2]
-        self.has_norm = any(
-            isinstance(layer, layers.BatchNormalization) for layer in sublayers(model)
-        )
+        self.has_norm = has_batch_norm(model)
         self._schedule = own_schedule(core_optimizer(model))
         self._constant = not callable(self._schedule)
         install(model, with_schedules(model, self._schedule), rewrap=True)
