@@ -228,7 +228,7 @@ def _classifier(width, name):
             layers.LeakyReLU(negative_slope=0.2),
             layers.Flatten(),
             layers.Dropout(0.2),
-            layers.Dense(3),
+            layers.Dense(3, name=f"{name}_head"),
         ],
         name=name,
     )
@@ -252,6 +252,7 @@ def knowledge_distillation():
     return Case(
         model, random(ROWS, 8, 8, 1), integers(3, ROWS), compile=compile,
         custom={"Distiller": Distiller},
+        stages={0: "student_head", 1: "(.*/)?student/.*"},
     )  # fmt: skip
 
 

@@ -410,7 +410,7 @@ def gradual_unfreezing(name):
     watch = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda *_: sets.append(changed(case.model, before) & trainable)
     )
-    gradual = kt.callbacks.GradualUnfreezing({0: -1, 1: 0})
+    gradual = kt.callbacks.GradualUnfreezing(case.stages)
     fit(case, epochs=2, callbacks=[gradual, watch])
     check(sets[0], "nothing trains in epoch 0")
     extra = [v.path for v in case.model.trainable_variables if id(v) not in trainable]
@@ -462,7 +462,7 @@ def freeze(name):
     extra = [v.path for v in case.model.trainable_variables if id(v) not in train]
     check(not _never_trained(case.model, extra), f"weights train now: {extra}")
     case = registry.build(name)
-    kt.transfer.freeze(case.model, until=-1)
+    kt.transfer.freeze(case.model, until=case.stages[0])
     left = {id(v) for v in case.model.trainable_variables}
     check(left, "nothing is left to train")
     before = values(case.model)

@@ -36,6 +36,7 @@ class Case:
         optimizers: The attributes that hold optimizers, where the user compiles more
             than one.
         fit: Further arguments of `fit`.
+        stages: For `GradualUnfreezing`: what trains in epoch 0, and from 1 on.
         restless: The variables that each plain call changes, by id.
     """
 
@@ -49,6 +50,7 @@ class Case:
     custom: dict[str, Any] = field(default_factory=dict)
     optimizers: tuple[str, ...] = ("optimizer",)
     fit: dict[str, Any] = field(default_factory=dict)
+    stages: dict[int, Any] = field(default_factory=lambda: {0: -1, 1: 0})
     restless: set[int] = field(default_factory=set)
 
     def __post_init__(self):
