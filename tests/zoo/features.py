@@ -125,7 +125,7 @@ def prune_channels_0(name):
     """With the ratio 0 it is a copy."""
     case = shared(name)
     with untouched(case):
-        result = kt.pruning.prune_channels(case.model, 0.0, batch_size=None)
+        result = kt.pruning.prune_channels(case.model, 0.0)
         _check_copy(name, case, result.model, "the copy")
 
 
@@ -134,7 +134,7 @@ def prune_channels_half(name):
     """Half of the channels: fewer parameters, and a model that runs and loads."""
     case = shared(name)
     with untouched(case):
-        result = kt.pruning.prune_channels(case.model, 0.5, batch_size=None)
+        result = kt.pruning.prune_channels(case.model, 0.5)
         smaller = result.model
         check(smaller.count_params() < case.model.count_params(), "nothing was cut")
         shapes = [y.shape for y in outputs(case.model, case.inputs)]
@@ -170,7 +170,7 @@ def mc_predict(name):
     """Spread where there is dropout, and none from anything else."""
     case = shared(name)
     with untouched(case):
-        found = _mc(case.model, case.inputs)
+        found = _mc(case)
         check(dropouts(case.model), "samples though there is no dropout")
         stds = [f.std for f in found]
         check(max(std.max() for std in stds) > 0, "no spread")
@@ -179,7 +179,7 @@ def mc_predict(name):
         )
     silent = registry.build(name)
     set_rates(silent.model, 1e-9)
-    found = _mc(silent.model, silent.inputs)
+    found = _mc(silent)
     before = outputs(silent.model, silent.inputs)
     for mc, exact in zip(found, before, strict=True):
         scale = max(np.abs(exact).max(), 1e-6)
@@ -192,8 +192,9 @@ def _is_half(case):
     return any("16" in layer.compute_dtype for layer in all_layers(case.model))
 
 
-def _mc(model, inputs):
-    found = kt.uncertainty.mc_predict(model, inputs, num_samples=6, seed=0)
+def _mc(case):
+    x = case.inputs if case.predicted is None else case.predicted
+    found = kt.uncertainty.mc_predict(case.model, x, num_samples=6, seed=0)
     is_one = isinstance(found, kt.uncertainty.MCPrediction)
     return [found] if is_one else keras.tree.flatten(found)
 
@@ -236,9 +237,7 @@ def replace_head(name):
         old = _old_heads(case.model, kernel.shape[0])
         ways = [_with_head(case, layer) for layer in old]
         if kernel.shape[0] == before[0].shape[-1]:
-            pooled = before[0]
-            if pooled.ndim > 2:
-                pooled = pooled.mean(tuple(range(1, pooled.ndim - 1)))
+            pooled = _pooled(case)
             ways.append((lambda: [pooled @ kernel + bias], lambda: after))
         errors = []
         for expected, found in ways:
@@ -247,6 +246,18 @@ def replace_head(name):
         best = min(errors, default=math.inf)
         rough = _is_half(case) or any(layer.quantization_mode for layer in old)
         check(best < (5e-2 if rough else 1e-4), f"the body is off by {best}")
+
+
+def _pooled(case):
+    """The mean over places, of those that the mask leaves, by Keras."""
+    (y,) = keras.tree.flatten(case.model(case.inputs, training=False))
+    pooling = {
+        3: layers.GlobalAveragePooling1D,
+        4: layers.GlobalAveragePooling2D,
+        5: layers.GlobalAveragePooling3D,
+    }
+    rank = len(y.shape)
+    return array(pooling[rank]()(y) if rank in pooling else y)
 
 
 def _alike(a, b):
@@ -408,13 +419,16 @@ def gradual_unfreezing(name):
     before, sets = values(case.model), []
     trainable = {id(v) for v in case.model.trainable_variables}
     watch = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda *_: sets.append(changed(case.model, before) & trainable)
+        on_epoch_end=lambda *_: sets.append(changed(case.model, before))
     )
     gradual = kt.callbacks.GradualUnfreezing(case.stages)
     fit(case, epochs=2, callbacks=[gradual, watch])
     check(sets[0], "nothing trains in epoch 0")
     extra = [v.path for v in case.model.trainable_variables if id(v) not in trainable]
-    check(not _never_trained(case.model, extra), f"weights train now: {extra}")
+    wrong = _never_trained(case.model, extra)
+    check(not wrong, f"weights train now: {wrong}")
+    now = {id(v) for v in case.model.trainable_variables}
+    sets = [some & now for some in sets]
     if _weighted(case.model) > 1:
         check(sets[0] < sets[1], f"{len(sets[0])} weights changed, then {len(sets[1])}")
 
@@ -460,7 +474,8 @@ def freeze(name):
     now = {id(v) for v in case.model.trainable_variables}
     check(now >= train, f"{len(train - now)} weights do not train again")
     extra = [v.path for v in case.model.trainable_variables if id(v) not in train]
-    check(not _never_trained(case.model, extra), f"weights train now: {extra}")
+    wrong = _never_trained(case.model, extra)
+    check(not wrong, f"weights train now: {wrong}")
     case = registry.build(name)
     kt.transfer.freeze(case.model, until=case.stages[0])
     left = {id(v) for v in case.model.trainable_variables}

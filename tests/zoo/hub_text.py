@@ -54,7 +54,14 @@ def hub_bert_classifier_of_strings():
         _bert(), num_classes=3, activation="softmax", preprocessor=preprocessor
     )
     text = ["the cat sat", "the dog", "a cat", "dog sat"]
-    return Case(model, text, integers(3, ROWS), inputs=preprocessor(text), loss=SPARSE)
+    return Case(
+        model,
+        text,
+        integers(3, ROWS),
+        inputs=preprocessor(text),
+        predicted=text,
+        loss=SPARSE,
+    )
 
 
 @case

@@ -29,6 +29,7 @@ class Case:
         x: What `fit` takes first.
         y: What `fit` takes second.
         inputs: What a call of the model takes; `x` by default.
+        predicted: What `predict` takes, where that is something else.
         loss: The loss.
         compile: Compiles a model of this kind with an optimizer.
         eager: Whether steps run eagerly, which costs less where there are few.
@@ -44,6 +45,7 @@ class Case:
     x: Any
     y: Any = None
     inputs: Any = None
+    predicted: Any = None
     loss: Any = "mse"
     compile: Callable[..., None] = fit_with_loss
     eager: bool = True
