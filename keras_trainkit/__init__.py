@@ -5,6 +5,7 @@ import keras_trainkit as kt
 ```
 """
 
+from keras_trainkit import batch_size as batch_size
 from keras_trainkit import callbacks as callbacks
 from keras_trainkit import constraints as constraints
 from keras_trainkit import datasets as datasets
@@ -25,6 +26,7 @@ from keras_trainkit import schedules as schedules
 from keras_trainkit import tfmot as tfmot
 from keras_trainkit import transfer as transfer
 from keras_trainkit import uncertainty as uncertainty
+from keras_trainkit.batch_size import find_batch_size as find_batch_size
 from keras_trainkit.lr_finder import find_lr as find_lr
 from keras_trainkit.lr_finder import lr_sweep as lr_sweep
 

@@ -16,7 +16,7 @@ LEVELS = [
     {"_types", "_checks", "_keras", "_model", "_training", "_stopwatch", "_table"},
     {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"}
     | {"losses", "metrics"},
-    {"lr_finder", "uncertainty", "folding", "pruning", "diagnostics"}
+    {"lr_finder", "batch_size", "uncertainty", "folding", "pruning", "diagnostics"}
     | {"initializers", "callbacks"},
     {"models", "export", "tfmot", "transfer"},
     {"plots", "cli"},

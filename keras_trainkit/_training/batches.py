@@ -44,6 +44,20 @@ def take(data: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda array: array[rows], data)
 
 
+def training_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[tuple, int]:
+    """Arrays as `train_on_batch` takes them, None for what is missing, and the rows."""
+    parts = [part if part is None else columns(part) for part in (x, y, sample_weight)]
+    rows = num_rows([part for part in parts if part is not None])
+    while parts[-1] is None:
+        parts.pop()
+    return tuple(parts), rows
+
+
+def batch_of(arrays: tuple, rows: Any) -> tuple:
+    """Some rows of what `training_arrays` returns."""
+    return tuple(part if part is None else take(part, rows) for part in arrays)
+
+
 def as_array(value: Any) -> Any:
     """A tensor of any library as an array; what has no array as it is."""
     if hasattr(value, "detach"):

@@ -1,11 +1,12 @@
 """What flows through a model's layers."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_trainkit._keras import patched
 from keras_trainkit._model.kinds import channels_first
@@ -69,22 +70,34 @@ def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
     return keras.ops.concatenate(seen)
 
 
-def gradients_of(model: keras.Model, x, y) -> dict[int, np.ndarray]:
-    """The gradient of a compiled model's loss, by the id of each trainable variable.
+@contextlib.contextmanager
+def recorded_gradients(model: keras.Model) -> Iterator[Callable[..., list[np.ndarray]]]:
+    """Gives a function from a batch to the gradients of a compiled model's loss.
 
-    The model is as it was afterwards.
+    It takes what `train_on_batch` takes, and returns an array for each trainable
+    variable. BatchNorm and random layers are as in training. The model is as it was
+    afterwards.
     """
     with as_it_was(model):
         optimizer = _Gradients()
         optimizer.build(model.trainable_variables)
         model.optimizer, model.train_function = optimizer, None
-        model.train_on_batch(x, y)
-        return {
-            id(variable): np.array(keras.ops.convert_to_numpy(slot))
-            for variable, slot in zip(
-                model.trainable_variables, optimizer.gradients, strict=True
-            )
-        }
+
+        def gradients(*batch: Any) -> list[np.ndarray]:
+            model.train_on_batch(*batch)
+            return [np.array(ops.convert_to_numpy(g)) for g in optimizer.gradients]
+
+        yield gradients
+
+
+def gradients_of(model: keras.Model, x, y) -> dict[int, np.ndarray]:
+    """The gradient of a compiled model's loss, by the id of each trainable variable.
+
+    The model is as it was afterwards.
+    """
+    ids = [id(variable) for variable in model.trainable_variables]
+    with recorded_gradients(model) as gradients:
+        return dict(zip(ids, gradients(x, y), strict=True))
 
 
 class _Gradients(keras.optimizers.Optimizer):
