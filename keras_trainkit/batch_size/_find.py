@@ -78,11 +78,15 @@ class BatchSizeResult(Report):
 
     def _table(self) -> Table:
         head = ["batch size", "rows per second", "steps", "time"]
-        columns = self.batch_sizes, self.rows_per_second
-        columns += self.relative_steps, self.relative_time
         rows = [
             [str(size), f"{speed:,.0f}", f"{steps:.2f}", f"{time:.2f}"]
-            for size, speed, steps, time in zip(*columns, strict=True)
+            for size, speed, steps, time in zip(
+                self.batch_sizes,
+                self.rows_per_second,
+                self.relative_steps,
+                self.relative_time,
+                strict=True,
+            )
         ]
         return Table(head, rows)
 

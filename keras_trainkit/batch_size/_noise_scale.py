@@ -111,7 +111,8 @@ def gradient_noise_scale(
 
 def _squared_norms(batches: Any) -> tuple[float, float]:
     """The mean squared norm of some gradients, and that of their mean."""
-    alone, total, count = 0.0, [], 0
+    alone, count = 0.0, 0
+    total: list = []
     for gradient in batches:
         parts = [part.astype(np.float64) for part in gradient]
         alone += sum(float((part**2).sum()) for part in parts)

@@ -13,8 +13,15 @@ from keras_trainkit._training.state import as_it_was
 
 _WARM_UP, _TIMED = 2, 5
 # What the backends say when memory runs out: TensorFlow and XLA, PyTorch, NumPy.
-_OUT_OF_MEMORY = ("resource_exhausted", "resource exhausted", "out of memory", "oom")
-_OUT_OF_MEMORY += ("can't allocate memory", "unable to allocate", "failed to allocate")
+_OUT_OF_MEMORY = (
+    "resource_exhausted",
+    "resource exhausted",
+    "out of memory",
+    "oom",
+    "can't allocate memory",
+    "unable to allocate",
+    "failed to allocate",
+)
 
 
 def seconds_per_step(
