@@ -50,7 +50,7 @@ def test_the_suggestion_stands_noise(sigma, at_least, rule):
         noise = np.random.default_rng(seed).normal(0, sigma, 100)
         result = kt.lr_finder.analyse(lrs, descent(lrs) + noise)
         assert result.suggestion == result.suggestions["descent"]
-        near += 3.2e-3 / 3 <= result.suggestions[rule] <= 3.2e-3 * 3
+        near += 3.2e-3 / 3 <= result.suggestions.get(rule, 0) <= 3.2e-3 * 3
     assert near >= at_least
 
 
@@ -513,6 +513,9 @@ def test_the_number_of_steps_grows_with_the_data():
         ({"max_lr": 1e-8}, "`max_lr` must be > min_lr"),
         ({"num_steps": 5}, "`num_steps` must be an integer >= 10"),
         ({"batch_size": -1}, "`batch_size` must be an integer >= 1"),
+        ({"batch_size": 0}, "`batch_size` must be an integer >= 1"),
+        ({"stop_factor": 1.0}, "`stop_factor` must be > 1, or None"),
+        ({"num_steps": 20, "skip_start": 11}, "`skip_start` must be at most num_steps"),
         ({"y": None}, "`y` must be given"),
         ({"scale": "log"}, "`scale` must be one of"),
         ({"sample_weight": np.ones(3)}, "of as many rows"),
@@ -529,6 +532,88 @@ def test_bad_curves():
         kt.lr_finder.analyse([1, 2], [1, 2])
     with pytest.raises(ValueError, match="`losses` must be of the shape"):
         kt.lr_finder.analyse(np.arange(1, 12), np.zeros(3))
+
+
+def bowl(count=120):
+    """A descent around 1e-3 and a divergence at the end."""
+    lrs = np.geomspace(1e-6, 10, count)
+    t = np.log10(lrs)
+    return lrs, 2 - np.tanh(t + 3) + np.where(t > 0, np.exp(6 * t) - 1, 0)
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_rates_that_are_no_rates_are_refused(position):
+    lrs, losses = bowl(30)
+    lrs[[0, 15, -1][position]] = np.nan
+    with pytest.raises(ValueError, match="`lrs` must be at least 10 positive"):
+        kt.lr_finder.analyse(lrs, losses)
+    lrs[[0, 15, -1][position]] = np.inf
+    with pytest.raises(ValueError, match="`lrs` must be at least 10 positive"):
+        kt.lr_finder.analyse(lrs, losses)
+
+
+def test_single_losses_that_are_not_finite_do_not_count():
+    lrs, losses = bowl()
+    plain = kt.lr_finder.analyse(lrs, losses)
+    gaps = losses.copy()
+    gaps[[20, 40, 60]] = np.nan, np.inf, np.nan
+    found = kt.lr_finder.analyse(lrs, gaps)
+    np.testing.assert_allclose(found.suggestion, plain.suggestion, rtol=0.02)
+    np.testing.assert_array_equal(found.losses, gaps)
+    gaps[21] = np.nan
+    assert kt.lr_finder.analyse(lrs, gaps).suggestion != plain.suggestion
+
+
+def test_the_start_can_be_skipped():
+    lrs, losses = bowl()
+    high = losses.copy()
+    high[:8] += 40
+    found = kt.lr_finder.analyse(lrs, high, skip_start=8)
+    expected = kt.lr_finder.analyse(lrs[8:], losses[8:])
+    assert found.suggestions == expected.suggestions
+    np.testing.assert_array_equal(found.losses, high)
+    assert np.isnan(found.smoothed[:8]).all()
+    assert len(found.lrs) == len(found.smoothed) == 120
+    with pytest.raises(ValueError, match="`skip_start` must be at most 110"):
+        kt.lr_finder.analyse(lrs, losses, skip_start=111)
+
+
+def test_rules_that_run_to_the_edge_are_left_out():
+    lrs = np.geomspace(1e-6, 1, 60)
+    found = kt.lr_finder.analyse(lrs, np.linspace(2, 1, 60))
+    assert found.suggestions
+    assert all(1e-6 < rate < 1 for rate in found.suggestions.values())
+
+
+def test_it_need_not_stop_where_the_loss_explodes(data):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+    options = {"max_lr": 1e3, "num_steps": 40}
+    x, y = data
+    assert len(kt.find_lr(model, x, y, **options).losses) < 40
+    found = kt.find_lr(model, x, y, stop_factor=None, skip_start=3, **options)
+    assert len(found.losses) == 40
+
+
+def test_the_rate_for_one_cycle():
+    found = kt.lr_finder.analyse(*bowl())
+    assert found.one_cycle == found.suggestions["one_cycle"] > found.suggestion
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "`epochs` must be an integer >= 1"),
+        ({"x": iter([])}, "`x` must be arrays or a dataset"),
+        ({"rates": [np.nan]}, "`rates` must be a finite number > 0"),
+        ({"optimizer": "d_optimizer"}, "`optimizer` must be one of 'optimizer'"),
+        ({"build": keras.Sequential}, "`build` must be a function that returns"),
+    ],
+)
+def test_bad_arguments_of_a_sweep(data, options, message):
+    defaults = {"build": make_model, "rates": [0.1], "x": data[0], "y": data[1]}
+    with pytest.raises(ValueError, match=message):
+        kt.lr_sweep(**(defaults | options), progress=False)
 
 
 def test_what_yields_no_batches_is_refused():

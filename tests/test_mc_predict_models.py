@@ -73,6 +73,21 @@ def test_a_layer_called_in_training_is_at_inference_as_in_predict(rng):
     check_predicts(model, rng.normal(size=(6, 8)).astype("float32"))
 
 
+class Hundredfold(keras.Model):
+    """A Functional model whose class has its own `call`."""
+
+    def __init__(self):
+        inputs = keras.Input((8,))
+        super().__init__(inputs, layers.Dense(2)(layers.Dropout(HARDLY)(inputs)))
+
+    def call(self, x, training=None, mask=None):
+        return 100.0 * super().call(x, training=training)
+
+
+def test_a_class_with_its_own_call_is_run_through_it(rng):
+    check_predicts(Hundredfold(), rng.normal(size=(6, 8)).astype("float32"))
+
+
 def low_rank(model):
     layer = model.get_layer("hidden")
     layer.enable_lora(2)

@@ -1,7 +1,11 @@
 """Models whose training step uses several optimizers."""
 
 import keras
+import numpy as np
+import pytest
+from helpers import to_numpy
 
+import keras_trainkit as kt
 from keras_trainkit._training.optimizer import optimizers_of, set_optimizer
 
 
@@ -46,3 +50,124 @@ def test_a_plain_model_has_one():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     assert optimizers_of(model) == {"optimizer": model.optimizer}
+
+
+class Trainable(Gan):
+    """Each network learns to put out a number, at the rate of its own optimizer."""
+
+    def __init__(self):
+        super().__init__()
+        self.d_loss = keras.metrics.Mean(name="d_loss")
+        self.g_loss = keras.metrics.Mean(name="g_loss")
+
+    @property
+    def metrics(self):
+        return [self.d_loss, self.g_loss]
+
+    def train_step(self, data):
+        x = keras.ops.convert_to_tensor(data[0] if isinstance(data, tuple) else data)
+        for model, optimizer, metric in (
+            (self.discriminator, self.d_optimizer, self.d_loss),
+            (self.generator, self.g_optimizer, self.g_loss),
+        ):
+            if keras.backend.backend() == "tensorflow":
+                import tensorflow as tf
+
+                with tf.GradientTape() as tape:
+                    loss = self.error(model, x)
+                grads = tape.gradient(loss, model.trainable_weights)
+                optimizer.apply_gradients(
+                    zip(grads, model.trainable_weights, strict=True)
+                )
+            else:
+                import torch
+
+                self.zero_grad()
+                loss = self.error(model, x)
+                loss.backward()
+                weights = list(model.trainable_weights)
+                with torch.no_grad():
+                    optimizer.apply([w.value.grad for w in weights], weights)
+            metric.update_state(loss)
+        return {"d_loss": self.d_loss.result(), "g_loss": self.g_loss.result()}
+
+    def error(self, model, x):
+        width = model.input_shape[-1]
+        return keras.ops.mean(keras.ops.square(model(x[:, :width]) - 3.0))
+
+
+not_on_jax = pytest.mark.skipif(
+    keras.backend.backend() == "jax",
+    reason="a train_step of JAX has the state of one optimizer",
+)
+
+
+def trainable(fitted):
+    keras.utils.set_random_seed(0)
+    gan = Trainable()
+    gan.compile(keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.02))
+    if fitted:
+        gan.fit(X, verbose=0)
+    return gan
+
+
+X = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
+
+
+@not_on_jax
+@pytest.mark.parametrize("fitted", [False, True])
+def test_the_rate_of_one_optimizer_is_found_and_all_are_put_back(fitted):
+    plain, searched = trainable(fitted), trainable(fitted)
+    mine = optimizers_of(searched)
+    found = kt.find_lr(
+        searched, X, optimizer="d_optimizer", monitor="d_loss", num_steps=60
+    )
+    assert found.verdict == "clear"
+    assert 1e-3 < found.suggestion < 3
+    other = kt.find_lr(
+        searched, X, optimizer="g_optimizer", monitor="d_loss", num_steps=60
+    )
+    # The discriminator goes on at its own constant rate.
+    assert other.losses[-1] < other.losses[0]
+    for name, optimizer in optimizers_of(searched).items():
+        assert optimizer is mine[name]
+    for model in (plain, searched):
+        model.fit(X, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(plain.get_weights(), searched.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@not_on_jax
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"monitor": "d_loss"}, "`optimizer` must be one of .*: 'd_optimizer', 'g_opt"),
+        ({}, "`train_step` must return the loss under the name 'loss', or `monitor`"),
+        (
+            {"optimizer": "optimizer", "monitor": "d_loss"},
+            "that the training step uses",
+        ),
+        (
+            {"optimizer": "e_optimizer"},
+            "`optimizer` must be one of 'optimizer', 'd_opt",
+        ),
+    ],
+)
+def test_several_optimizers_are_refused_by_name(options, message):
+    gan = trainable(True)
+    before = [to_numpy(v) for o in optimizers_of(gan).values() for v in o.variables]
+    before += gan.get_weights()
+    with pytest.raises(ValueError, match=message):
+        kt.find_lr(gan, X, num_steps=10, **options)
+    after = [to_numpy(v) for o in optimizers_of(gan).values() for v in o.variables]
+    for a, b in zip(before, after + gan.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_an_inner_model_that_was_compiled_once_is_no_second_optimizer():
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    inner.compile("adam", "mse")
+    inner.fit(X, X[:, :1], verbose=0)
+    model = keras.Sequential([inner, keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    assert len(kt.find_lr(model, X, X[:, :1], num_steps=10).losses) == 10

@@ -12,18 +12,38 @@ def _close_figures():
     pyplot.close("all")
 
 
-def test_lr_finder_marks_every_suggestion():
-    lrs = np.logspace(-5, 0, 60)
-    losses = 2 - np.tanh(np.log10(lrs) + 3)
+def marked(ax):
+    """The rates of the vertical lines behind the two curves."""
+    return {line.get_xdata()[0] for line in ax.get_lines()[2:]}
+
+
+def test_lr_finder_says_one_thing():
+    lrs = np.logspace(-5, 1, 80)
+    losses = 2 - np.tanh(np.log10(lrs) + 3) + np.maximum(np.log10(lrs), 0) * 20
     result = kt.lr_finder.analyse(lrs, losses)
     ax = kt.plots.lr_finder(result)
     assert ax.get_xscale() == "log"
     curves = ax.get_lines()
     np.testing.assert_array_equal(curves[0].get_ydata(), losses)
     np.testing.assert_array_equal(curves[1].get_ydata(), result.smoothed)
-    marked = {line.get_xdata()[0] for line in curves[2:]}
-    assert marked == set(result.suggestions.values())
-    assert ax.get_title() == result.verdict
+    assert marked(ax) == {result.suggestion, result.one_cycle}
+    assert ax.get_title() == f"Learning rate {result.suggestion:.2g}"
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-1] == "diverged"
+    every = kt.plots.lr_finder(result, show_all=True)
+    assert marked(every) == set(result.suggestions.values())
+
+
+def test_lr_finder_without_a_descent_marks_nothing(rng):
+    lrs = np.logspace(-5, 1, 80)
+    for losses in (rng.normal(1, 0.01, size=80), np.full(80, np.nan)):
+        result = kt.lr_finder.analyse(lrs, losses)
+        assert result.suggestion is result.one_cycle is None
+        ax = kt.plots.lr_finder(result, show_all=True)
+        assert not marked(ax)
+        assert ax.get_title() in (
+            "No descent at any learning rate",
+            "Diverges from the beginning: lower min_lr",
+        )
 
 
 def test_schedule_has_the_momentum_on_the_right():

@@ -1,12 +1,12 @@
 """Read a learning rate from a range test."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_integer, reject
 
 # Decades of the learning rate over which the smoothing's weights fall to 1 / e.
 _SMOOTHING = 0.1
@@ -43,11 +43,11 @@ class LRFinderResult:
             `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
             middle of the longest run of falling losses; `"slide"`: the right end of the
             descent, before the loss changes its slope; `"minimum"`: a tenth of the rate
-            of the lowest loss; `"one_cycle"`, for the peak of a cycle: half a decade
+            of the lowest loss (a rule that ends at the edge of the range is left out);
+            `"one_cycle"`, for the peak of a cycle: half a decade
             below the rate at which the loss has risen from there by a tenth of the
             descent.
-        suggestion: The rate to use, `"descent"`; None if there is no descent. For the
-            peak of one cycle take `suggestions["one_cycle"]`.
+        suggestion: The rate to use, `"descent"`; None if there is no descent.
         verdict: `"clear"`, `"noisy"`, or what is wrong with the test and what to do.
     """
 
@@ -57,6 +57,11 @@ class LRFinderResult:
     suggestions: dict[str, float] = field(default_factory=dict)
     suggestion: float | None = None
     verdict: str = "clear"
+
+    @property
+    def one_cycle(self) -> float | None:
+        """The rate for the peak of one cycle; None if there is no descent."""
+        return self.suggestions.get("one_cycle")
 
     def summary(self) -> str:
         """The suggestion and the verdict in one line."""
@@ -69,15 +74,18 @@ class LRFinderResult:
     __repr__ = summary
 
 
-def analyse(lrs: Any, losses: Any) -> LRFinderResult:
+def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
     """Suggest a learning rate from the losses of a range test.
 
-    Points from the first loss on that is not finite, or four times as high as the first
-    ones, do not count.
+    Points from the first loss on that is four times as high as the first ones, or the
+    first of two that are not finite, do not count, nor do single ones that are not
+    finite.
 
     Args:
         lrs: Increasing learning rates.
         losses: The loss at each.
+        skip_start: Number of steps at the beginning that do not count, where the first
+            losses are far above the others.
 
     Returns:
         An `LRFinderResult` with the arrays that were given.
@@ -98,13 +106,24 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
         arXiv:1506.01186, section 3.3.
     """
     lrs, losses = np.asarray(lrs, float), np.asarray(losses, float)
-    if lrs.ndim != 1 or len(lrs) < 10 or np.any(np.diff(lrs) <= 0) or lrs[0] <= 0:
+    # Written so that NaN fails too.
+    if (
+        lrs.ndim != 1
+        or len(lrs) < 10
+        or not (np.all(np.diff(lrs) > 0) and lrs[0] > 0 and np.isfinite(lrs[-1]))
+    ):
         reject("lrs", lrs, "at least 10 positive learning rates in increasing order")
     if losses.shape != lrs.shape:
         reject("losses", losses.shape, f"of the shape of lrs, {lrs.shape}")
+    check_integer("skip_start", skip_start, minimum=0)
+    if len(lrs) - skip_start < 10:
+        reject("skip_start", skip_start, f"at most {len(lrs) - 10}, to leave 10 steps")
+    if skip_start:
+        return _behind(analyse(lrs[skip_start:], losses[skip_start:]), lrs, losses)
+    given, losses = losses, _without_gaps(losses)
     usable = _usable(losses)
     if usable < 10:
-        return LRFinderResult(lrs, losses, losses, verdict=DIVERGES)
+        return LRFinderResult(lrs, given, losses, verdict=DIVERGES)
     smoothed, error = _smooth(lrs[:usable], losses[:usable])
     lowest = int(np.argmin(smoothed))
     begin = float(np.median(smoothed[: max(3, lowest // 4)]))
@@ -113,7 +132,7 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
     if descent < max(_EVIDENCE[0] * error, _SMALLEST * abs(begin)):
         exploded = usable < len(losses) and lowest < usable / 4
         verdict = DIVERGES if exploded else NO_DESCENT
-        return LRFinderResult(lrs, losses, curve, verdict=verdict)
+        return LRFinderResult(lrs, given, curve, verdict=verdict)
 
     suggestions = {
         "descent": min(
@@ -132,12 +151,40 @@ def analyse(lrs: Any, losses: Any) -> LRFinderResult:
         verdict = "noisy"
     return LRFinderResult(
         lrs,
-        losses,
+        given,
         curve,
-        {name: float(rate) for name, rate in suggestions.items()},
+        {
+            name: float(rate)
+            for name, rate in suggestions.items()
+            # A rule that runs to the edge of the range has found nothing.
+            if lrs[0] < rate < lrs[-1] or name == "descent"
+        },
         float(suggestions["descent"]),
         verdict,
     )
+
+
+def _behind(found: LRFinderResult, lrs, losses) -> LRFinderResult:
+    """A result with the steps that were skipped at the beginning."""
+    skipped = losses[: len(losses) - len(found.losses)]
+    return replace(
+        found,
+        lrs=lrs,
+        losses=losses,
+        smoothed=np.concatenate([np.full(len(skipped), np.nan), found.smoothed]),
+    )
+
+
+def _without_gaps(losses: np.ndarray) -> np.ndarray:
+    """The losses, with single ones that are not finite between their neighbours.
+
+    One batch may overflow; where two in a row do, the test has diverged.
+    """
+    bad = ~np.isfinite(losses)
+    single = bad[1:-1] & ~bad[:-2] & ~bad[2:]
+    filled = losses.copy()
+    filled[1:-1][single] = (losses[:-2][single] + losses[2:][single]) / 2
+    return filled
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float:
@@ -189,13 +236,16 @@ def _edge(smoothed: np.ndarray, lowest: int, descent: float) -> int:
     return lowest + int(np.argmax(risen)) - 1 if risen.any() else len(smoothed) - 1
 
 
-def exploded(losses: list[float]) -> bool:
-    """Whether a test that goes on can add nothing."""
-    if not math.isfinite(losses[-1]):
-        return True
-    return len(losses) > 10 and losses[-1] > 2 * _DIVERGED * float(
-        np.median(losses[:5])
-    )
+def exploded(losses: list[float], factor: float) -> bool:
+    """Whether a test that goes on can add nothing.
+
+    Args:
+        losses: The losses so far.
+        factor: The last may be this many times the first ones.
+    """
+    if not any(math.isfinite(loss) for loss in losses[-2:]):
+        return len(losses) > 1
+    return len(losses) > 10 and losses[-1] > factor * float(np.median(losses[:5]))
 
 
 def _usable(losses: np.ndarray) -> int:

@@ -24,6 +24,8 @@ class LRFinder(keras.callbacks.Callback):
         num_steps: Number of steps; by default those of the fit, but no fewer than 100
             and no more than 300.
         scale: `"exponential"` or `"linear"` growth of the rate.
+        optimizer: As in `kt.find_lr`.
+        monitor: As in `kt.find_lr`.
 
     Attributes:
         result: An `LRFinderResult`, after the fit.
@@ -56,12 +58,15 @@ class LRFinder(keras.callbacks.Callback):
         max_lr: float = 10.0,
         num_steps: int | None = None,
         scale: str = "exponential",
+        optimizer: str | None = None,
+        monitor: str = "loss",
     ):
         super().__init__()
         # For its checks; the number of steps follows from the fit.
         RangeTest(min_lr, max_lr, 100 if num_steps is None else num_steps, scale)
         self.min_lr, self.max_lr, self.scale = min_lr, max_lr, scale
         self.num_steps = num_steps
+        self.optimizer, self.monitor = optimizer, monitor
         self.result: LRFinderResult | None = None
         self._kept = contextlib.ExitStack()
 
@@ -75,7 +80,14 @@ class LRFinder(keras.callbacks.Callback):
             num_steps = default_steps(steps)
             if steps is not None:
                 num_steps = min(num_steps, steps * epochs)
-        self._test = RangeTest(self.min_lr, self.max_lr, num_steps, self.scale)
+        self._test = RangeTest(
+            self.min_lr,
+            self.max_lr,
+            num_steps,
+            self.scale,
+            self.optimizer,
+            self.monitor,
+        )
         self._watch = Watch(self._test)
         self._watch.set_model(self.model)
         self._kept.enter_context(as_it_was(self.model))

@@ -24,6 +24,10 @@ def find_lr(
     class_weight: dict[int, float] | None = None,
     scale: str = "exponential",
     seed: int = 0,
+    optimizer: str | None = None,
+    monitor: str = "loss",
+    stop_factor: float | None = 8.0,
+    skip_start: int = 0,
 ) -> LRFinderResult:
     """Find the learning rate with a range test, and leave the model as it was.
 
@@ -48,12 +52,20 @@ def find_lr(
         class_weight: A weight for each class, as in `fit`.
         scale: `"exponential"` or `"linear"` growth of the rate.
         seed: Seed of the order of the rows where `x` is an array.
+        optimizer: Which optimizer the test is for, where a `train_step` of the model's
+            own uses several: the attribute, such as `"d_optimizer"`. The others train
+            at their own rates.
+        monitor: The name of the loss in what `train_step` returns.
+        stop_factor: End the test at a loss this many times the first ones; None to go
+            on to `max_lr`, whatever happens.
+        skip_start: Number of steps at the beginning whose losses do not count.
 
     Returns:
         An `LRFinderResult`.
 
     Raises:
-        ValueError: If an argument is wrong or the model is not compiled.
+        ValueError: If an argument is wrong, the model is not compiled, or several
+            optimizers train it and none is named.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -73,7 +85,9 @@ def find_lr(
     data = FitData(model, x, y, sample_weight, class_weight)
     if num_steps is None:
         num_steps = default_steps(data.length(batch_size))
-    test = RangeTest(min_lr, max_lr, num_steps, scale)
+    test = RangeTest(
+        min_lr, max_lr, num_steps, scale, optimizer, monitor, stop_factor, skip_start
+    )
     options = data.options(model, num_steps, batch_size, seed)
     data.build(model)
     history = getattr(model, "history", None), model.stop_training

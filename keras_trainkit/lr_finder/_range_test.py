@@ -8,9 +8,18 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
-from keras_trainkit._keras import loss_tracker, sync_state
-from keras_trainkit._training.optimizer import batches_seen, install
-from keras_trainkit._types import Schedule
+from keras_trainkit._keras import loss_tracker, step_counter, sync_state
+from keras_trainkit._training.optimizer import (
+    batches_seen,
+    converted,
+    install,
+    set_optimizer,
+)
+from keras_trainkit._training.several_optimizers import (
+    Movements,
+    optimizer_named,
+    others_as_they_were,
+)
 from keras_trainkit.lr_finder._analyse import (
     DIVERGES,
     LRFinderResult,
@@ -24,7 +33,17 @@ from keras_trainkit.schedules import Delay, Lambda
 class RangeTest:
     """A growing learning rate, and the loss of each step."""
 
-    def __init__(self, min_lr, max_lr, num_steps, scale):
+    def __init__(
+        self,
+        min_lr,
+        max_lr,
+        num_steps,
+        scale,
+        optimizer=None,
+        monitor="loss",
+        stop_factor=8.0,
+        skip_start=0,
+    ):
         low, high = check_positive("min_lr", min_lr), check_positive("max_lr", max_lr)
         if high <= low:
             reject("max_lr", max_lr, f"> min_lr={low:g}")
@@ -40,6 +59,14 @@ class RangeTest:
             self._rate = lambda t: low + slope * step(t, "float32")
             self.lrs = np.linspace(low, high, count)
         self._recorder = _LossOfEachStep(count)
+        if stop_factor is not None and check_positive("stop_factor", stop_factor) <= 1:
+            reject("stop_factor", stop_factor, "> 1, or None")
+        self._skip_start = check_integer("skip_start", skip_start, minimum=0)
+        if skip_start > count - 10:
+            reject("skip_start", skip_start, f"at most num_steps - 10, {count - 10}")
+        self._stop_factor = stop_factor
+        self._optimizer, self.monitor = optimizer, monitor
+        self._movements: Movements | None = None
         # The losses that the logs show.
         self.logged: list[float] = []
 
@@ -51,28 +78,60 @@ class RangeTest:
     @contextlib.contextmanager
     def installed(self, model: keras.Model) -> Iterator[None]:
         """Lets the next `fit` follow the rate and record its losses."""
-        schedule: Schedule = Lambda(self._rate)
-        install(
-            model,
-            with_schedules(model, Delay(schedule, batches_seen(model))),
-            rewrap=True,
-        )
-        with loss_tracker(model, self._recorder):
+        name = self._optimizer or "optimizer"
+        optimizer_named(model, name)
+        with others_as_they_were(model, name), loss_tracker(model, self._recorder):
+            with self._following(model, name):
+                self._movements = Movements(model)
+                yield
+
+    @contextlib.contextmanager
+    def _following(self, model: keras.Model, name: str) -> Iterator[None]:
+        """Lets an optimizer follow the rate."""
+        if name == "optimizer":
+            # `as_it_was` puts the user's back.
+            rate = Delay(Lambda(self._rate), batches_seen(model))
+            install(model, with_schedules(model, rate), rewrap=True)
             yield
+            return
+        original = optimizer_named(model, name)
+        if hasattr(original, "inner_optimizer"):
+            reject("optimizer", original, "one without loss scaling")
+        begin = int(step_counter(original)) if original.built else 0
+        rate = Delay(Lambda(self._rate), begin)
+        copy = converted(original, type(original), {"learning_rate": rate})
+        set_optimizer(model, original, copy)
+        model.train_function = None
+        try:
+            yield
+        finally:
+            set_optimizer(model, copy, original)
+
+    def check(self) -> None:
+        """Raise unless the optimizer of the test, and no other, trains the model."""
+        if self._movements is not None:
+            self._movements.check(self._optimizer)
 
     def records(self) -> bool:
         """Whether the model's training step updates Keras's own tracker of the loss."""
-        return int(self._recorder.count.value) > 0
+        return self.monitor == "loss" and int(self._recorder.count.value) > 0
 
     def result(self) -> LRFinderResult:
         """What the losses say."""
         found = self._recorder.losses() if self.records() else self.logged
         count = min(len(found), len(self.lrs))
         lrs, losses = self.lrs[:count], np.array(found[:count])
-        if count < 10:
+        if count < 10 + self._skip_start:
             # It exploded at once: `num_steps` is never that small.
             return LRFinderResult(lrs, losses, losses, verdict=DIVERGES)
-        return analyse(lrs, losses)
+        return analyse(lrs, losses, skip_start=self._skip_start)
+
+    def is_through(self) -> bool:
+        """Whether the loss has exploded."""
+        losses = self.logged[self._skip_start :]
+        if self._stop_factor is None or not losses:
+            return False
+        return exploded(losses, self._stop_factor)
 
 
 class Watch(keras.callbacks.Callback):
@@ -84,15 +143,17 @@ class Watch(keras.callbacks.Callback):
         self._through = 0
 
     def on_train_batch_end(self, batch, logs=None):
-        logged = self._test.logged
-        if "loss" not in (logs or {}):
+        logged, name = self._test.logged, self._test.monitor
+        if name not in (logs or {}):
             raise ValueError(
-                "`train_step` must return the loss under the name 'loss'. "
+                f"`train_step` must return the loss under the name {name!r}, or "
+                "`monitor` must be the name under which it does. "
                 f"Received: train_step with {sorted(logs or {})}"
             )
-        logged.append(float(logs["loss"]))
+        logged.append(float(logs[name]))
         if len(logged) == 1:
             sync_state(self.model)
+            self._test.check()
             self._records = self._test.records()
             self._steps_per_call = self.model.steps_per_execution
         if not self._records:
@@ -103,7 +164,7 @@ class Watch(keras.callbacks.Callback):
             # The last call of an epoch may have run fewer.
             sync_state(self.model)
             self._through = self._test.steps
-        if self._through >= len(self._test.lrs) or exploded(logged):
+        if self._through >= len(self._test.lrs) or self._test.is_through():
             self.model.stop_training = True
 
 

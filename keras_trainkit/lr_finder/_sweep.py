@@ -1,14 +1,21 @@
 """Trainings at several learning rates, side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_choice, check_positive, reject
+from keras_trainkit._checks import (
+    check_choice,
+    check_integer,
+    check_positive,
+    reject,
+)
 from keras_trainkit._table import Report, Table
+from keras_trainkit._training.optimizer import has_schedule
+from keras_trainkit._training.several_optimizers import Movements, optimizer_named
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,6 +62,7 @@ def lr_sweep(
     epochs: int = 1,
     seed: int = 0,
     progress: bool = True,
+    optimizer: str | None = None,
     **fit_options: Any,
 ) -> LRSweepResult:
     """Train a new model at each of several learning rates.
@@ -69,13 +77,16 @@ def lr_sweep(
         seed: Seed of `keras.utils.set_random_seed` before each, so that they begin with
             the same weights and order of the data.
         progress: Whether to show a progress bar.
+        optimizer: The attribute with the optimizer whose rate differs, as in
+            `kt.find_lr`, where the model's `train_step` uses several.
         **fit_options: For `fit`, such as `validation_data` and `batch_size`.
 
     Returns:
         An `LRSweepResult`.
 
     Raises:
-        ValueError: If a rate is not positive, or there is none.
+        ValueError: If a rate is not positive, there is none, an argument is wrong, or
+            several optimizers train the model and none is named.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -91,21 +102,31 @@ def lr_sweep(
     rates = [check_positive("rates", rate) for rate in rates]
     if not rates:
         reject("rates", rates, "at least one learning rate")
+    check_integer("epochs", epochs, minimum=1)
+    if isinstance(x, Iterator):
+        reject("x", x, "arrays or a dataset: an iterator is used up by the first rate")
     bar = keras.utils.Progbar(len(rates), unit_name="rate") if progress else None
     histories = []
     for count, rate in enumerate(rates, 1):
         keras.utils.set_random_seed(seed)
         model = build()
-        model.optimizer.learning_rate = rate
+        if not isinstance(model, keras.Model) or not model.compiled:
+            reject("build", model, "a function that returns a compiled Keras model")
+        chosen = optimizer_named(model, optimizer or "optimizer")
+        if has_schedule(chosen):
+            reject("build", chosen, "of a model whose learning rate is a number")
+        chosen.learning_rate = rate
+        movements = Movements(model)
         options = {"verbose": 0, **fit_options}
         options["callbacks"] = [
             *options.get("callbacks", ()),
             keras.callbacks.TerminateOnNaN(),
         ]
         history = model.fit(x, y, epochs=epochs, **options).history
+        movements.check(optimizer)
         histories.append(history)
         if bar is not None:
-            bar.update(count, [("loss", history["loss"][-1])])
+            bar.update(count, [(name, ends[-1]) for name, ends in history.items()])
     curves = {
         name: np.array(
             [_padded(history.get(name, []), epochs) for history in histories]

@@ -10,12 +10,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def lr_finder(result: Any, ax: "Axes | None" = None) -> "Axes":
+# The title for each verdict.
+_TITLES = {
+    "clear": "Learning rate {rate:.2g}",
+    "noisy": "Learning rate {rate:.2g}, from a noisy curve",
+    "still falling at max_lr: raise it": "Still falling at the end: raise max_lr",
+    "diverges at min_lr: lower it": "Diverges from the beginning: lower min_lr",
+    "no descent: model does not learn at any rate": "No descent at any learning rate",
+}
+
+
+def lr_finder(
+    result: Any, ax: "Axes | None" = None, *, show_all: bool = False
+) -> "Axes":
     """Plot the losses of a range test over the learning rate.
+
+    Shows the recommended rate, the rate for the peak of one cycle, and where the loss
+    diverges.
 
     Args:
         result: An `LRFinderResult`.
         ax: Where to draw; a new figure by default.
+        show_all: Whether to show the rates of the other rules too.
 
     Returns:
         The Axes.
@@ -26,38 +42,65 @@ def lr_finder(result: Any, ax: "Axes | None" = None) -> "Axes":
         ax = pyplot.subplots(layout="constrained")[1]
     ax.plot(result.lrs, result.losses, color="C0", alpha=0.3, label="loss of a batch")
     ax.plot(result.lrs, result.smoothed, color="C0", label="smoothed")
-    colours = {name: f"C{i}" for i, name in enumerate(result.suggestions, 1)}
-    for name, rate in result.suggestions.items():
-        chosen = rate == result.suggestion
-        label = f"{name}: {rate:.2g}" + (" (suggested)" if chosen else "")
-        ax.axvline(
-            rate,
-            color=colours[name],
-            linestyle="-" if chosen else ":",
-            linewidth=2 if chosen else 1.2,
-            label=label,
-        )
-    finite = result.smoothed[np.isfinite(result.smoothed)]
-    low = finite.min()
-    # An explosion at the end would flatten all that matters.
-    high = np.median(result.losses[:5]) * 1.3
-    high = high if np.isfinite(high) else finite.max()
-    beyond = ~(result.losses <= high)
-    # From the first rate on behind which most losses are out of the picture.
-    exploded = np.cumsum(beyond[::-1])[::-1] > 0.5 * np.arange(len(beyond), 0, -1)
-    if exploded[-1]:
-        begin = result.lrs[int(np.argmax(exploded))]
+    _mark_rates(ax, result, show_all)
+    low, high = _limits(result)
+    begin = _divergence(result, high)
+    if begin is not None:
         ax.axvspan(begin, result.lrs[-1], color="C3", alpha=0.1, label="diverged")
+    title = _TITLES.get(result.verdict, result.verdict)
     ax.set(
         xscale="log",
         xlabel="learning rate",
         ylabel="loss",
         ylim=(low - 0.1 * (high - low), high),
-        title=result.verdict,
+        title=title.format(rate=result.suggestion),
     )
     ax.legend()
     ax.grid(alpha=0.3)
     return ax
+
+
+def _mark_rates(ax, result, show_all: bool) -> None:
+    """A line for each rate that is to be seen."""
+    main = {"recommended": result.suggestion, "peak of one cycle": result.one_cycle}
+    for label, rate in main.items():
+        if rate is not None:
+            style = "-" if label == "recommended" else "--"
+            colour = "C1" if label == "recommended" else "C2"
+            ax.axvline(
+                rate, color=colour, linestyle=style, label=f"{label}: {rate:.2g}"
+            )
+    others = {
+        name: rate
+        for name, rate in result.suggestions.items()
+        if show_all and rate not in main.values()
+    }
+    for number, (name, rate) in enumerate(others.items(), 4):
+        ax.axvline(
+            rate,
+            color=f"C{number}",
+            linestyle=":",
+            linewidth=1.2,
+            label=f"{name}: {rate:.2g}",
+        )
+
+
+def _limits(result) -> tuple[float, float]:
+    """The range of losses to show: an explosion would flatten all that matters."""
+    finite = result.smoothed[np.isfinite(result.smoothed)]
+    low = float(finite.min()) if len(finite) else 0.0
+    high = float(np.median(result.losses[:5])) * 1.3
+    if not np.isfinite(high) or high <= low:
+        high = float(finite.max(initial=low)) if len(finite) else 1.0
+    return low, high if high > low else low + 1
+
+
+def _divergence(result, high: float) -> float | None:
+    """The first rate behind which most losses are out of the picture."""
+    beyond = ~(result.losses <= high)
+    share = np.cumsum(beyond[::-1])[::-1]
+    diverged = beyond & (share > 0.5 * np.arange(len(beyond), 0, -1))
+    return float(result.lrs[int(np.argmax(diverged))]) if diverged[-1] else None
 
 
 def compare_learning_rates(
