@@ -26,6 +26,10 @@ from keras_trainkit import schedules as schedules
 from keras_trainkit import tfmot as tfmot
 from keras_trainkit import transfer as transfer
 from keras_trainkit import uncertainty as uncertainty
+from keras_trainkit._model.flops import flops as flops
+from keras_trainkit._training.batch_norm import (
+    recalibrate_batch_norm as recalibrate_batch_norm,
+)
 from keras_trainkit.batch_size import find_batch_size as find_batch_size
 from keras_trainkit.lr_finder import find_lr as find_lr
 from keras_trainkit.lr_finder import lr_sweep as lr_sweep

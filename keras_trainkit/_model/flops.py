@@ -14,13 +14,8 @@ from keras_trainkit._model.kinds import TRANSPOSED, channels_first, einsum_label
 ShapeOf = Callable[[keras.Variable], Sequence[int]]
 
 
-def own_shape(variable: keras.Variable) -> Sequence[int]:
-    """The shape that a variable has."""
-    return variable.shape
-
-
-def flops(model: keras.Model, shape_of: ShapeOf = own_shape) -> int:
-    """Floating-point operations of one row's pass through a Functional model.
+def flops(model: keras.Model) -> int:
+    """Floating-point operations of one row's pass through a model.
 
     Two for each product with a weight, and in attention for those of the scores and of
     the values; activations, normalization and the like, and sizes that are open, count
@@ -28,8 +23,23 @@ def flops(model: keras.Model, shape_of: ShapeOf = own_shape) -> int:
 
     Args:
         model: A Functional or built Sequential model.
-        shape_of: What shape to take a kernel to have.
+
+    Returns:
+        The number of operations.
+
+    Raises:
+        ValueError: If it is another kind of model.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> kt.flops(kt.models.build_mlp((784,), 10, hidden_units=(300, 100)))
+        532400
     """
+    return count_flops(model, lambda variable: variable.shape)
+
+
+def count_flops(model: keras.Model, shape_of: ShapeOf) -> int:
+    """As `flops`, with other shapes of the kernels than they have."""
     return sum(_products(call, shape_of) for call in read(model).calls) * 2
 
 

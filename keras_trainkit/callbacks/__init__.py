@@ -15,4 +15,5 @@ from keras_trainkit.callbacks._noise_scale import NoiseScale as NoiseScale
 from keras_trainkit.callbacks._one_cycle import OneCycle as OneCycle
 from keras_trainkit.callbacks._plateau import PlateauSchedule as PlateauSchedule
 from keras_trainkit.callbacks._signal_logger import SignalLogger as SignalLogger
+from keras_trainkit.callbacks._snapshots import Snapshots as Snapshots
 from keras_trainkit.lr_finder._callback import LRFinder as LRFinder

@@ -14,7 +14,7 @@ from keras_trainkit._checks import (
     reject,
 )
 from keras_trainkit._model.compare import random_inputs
-from keras_trainkit._model.flops import flops
+from keras_trainkit._model.flops import count_flops, flops
 from keras_trainkit._model.graph import check_graph
 from keras_trainkit._model.select import check_all_used, check_selectors, selected
 from keras_trainkit._stopwatch import latencies
@@ -269,7 +269,7 @@ def _search(model, channels, choose, ratio: float, target: str) -> set[int]:
             return shape
 
         if target == "flops":
-            return flops(model, shape_of)
+            return count_flops(model, shape_of)
         return sum(int(np.prod(shape_of(variable))) for variable in model.weights)
 
     bound = (1 - ratio) * cost(set())

@@ -13,7 +13,7 @@ from keras_trainkit._keras import functional_part
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._training.batches import batches_of, columns, num_rows
 from keras_trainkit.uncertainty._engine import Engine, Sums, Trial, merged
-from keras_trainkit.uncertainty._prediction import MCPrediction
+from keras_trainkit.uncertainty._prediction import prediction_of
 
 _TASKS = ("classification", "logits", "binary", "regression", "heteroscedastic")
 # Samples between two looks at the standard error.
@@ -145,7 +145,7 @@ def mc_predict(
         reject("x", x, "at least one row")
     engine.settle()
     results = [
-        _prediction(kind, _joined(of_output), tolerance is None)
+        prediction_of(kind, _joined(of_output), tolerance is None)
         for (kind, _), of_output in zip(outputs, zip(*parts, strict=True), strict=True)
     ]
     return keras.tree.pack_sequence_as(trial.sample, results)
@@ -270,7 +270,7 @@ def _until_sure(
     while first < most:
         errors = []
         for sums in total:
-            n = _count(sums, sums["mean"])
+            n = count_of(sums, sums["mean"])
             error = np.sqrt(sums["squares"] / (n - 1) / n)
             errors.append(error.reshape(len(error), -1).max(1))
         worst = np.max(errors, axis=0)
@@ -293,7 +293,7 @@ def _merge(sums: Sums, new: Sums, rows: np.ndarray) -> None:
     """Add what further samples of some rows say."""
     new = {name: a[: len(rows)] for name, a in new.items()}
     before = {name: a[rows] for name, a in sums.items()}
-    count, number = (_count(part, part["mean"]) for part in (before, new))
+    count, number = (count_of(part, part["mean"]) for part in (before, new))
     together = merged(before, count, new, number)
     for name in sums:
         sums[name] = sums[name].copy()
@@ -333,40 +333,3 @@ def _usual_task(sample: np.ndarray, layer: Any) -> str:
     if getattr(layer, "activation", None) is keras.activations.sigmoid:
         return "binary"
     return "regression"
-
-
-def _prediction(kind: str, sums: Sums, same_count: bool) -> MCPrediction:
-    mean = sums["mean"].astype(np.float64)
-    predictive = information = ratio = aleatoric = None
-    if "entropy" in sums:
-        votes, entropy = sums["votes"], sums["entropy"]
-        if kind == "binary":
-            predictive = _surprise(mean) + _surprise(1 - mean)
-            winners = np.maximum(votes, _count(sums, votes) - votes)
-        else:
-            predictive, winners = _surprise(mean).sum(-1), votes.max(-1)
-        count = _count(sums, entropy)
-        information = np.maximum(predictive - entropy / count, 0)
-        ratio = 1 - winners / count
-    if "variance" in sums:
-        aleatoric = np.sqrt(sums["variance"] / _count(sums, mean))
-    samples = sums.get("samples")
-    return MCPrediction(
-        mean=mean,
-        std=np.sqrt(sums["squares"] / _count(sums, mean)),
-        predictive_entropy=predictive,
-        mutual_information=information,
-        variation_ratio=ratio,
-        num_samples=int(sums["count"][0]) if same_count else sums["count"],
-        samples=None if samples is None else np.swapaxes(samples, 0, 1),
-        aleatoric_std=aleatoric,
-    )
-
-
-def _surprise(p: np.ndarray) -> np.ndarray:
-    return -p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
-
-
-def _count(sums: Sums, like: np.ndarray) -> np.ndarray:
-    """The number of samples of each row, to go with an array."""
-    return sums["count"].reshape(-1, *[1] * (like.ndim - 1)).astype(np.float64)

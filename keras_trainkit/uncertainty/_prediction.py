@@ -106,3 +106,44 @@ class MCPrediction:
         return f"MCPrediction({''.join(parts)})"
 
     __repr__ = summary
+
+
+def prediction_of(
+    kind: str, sums: dict[str, np.ndarray], same_count: bool
+) -> MCPrediction:
+    """What sums over samples say, of an output of a kind."""
+    mean = sums["mean"].astype(np.float64)
+    predictive = information = ratio = aleatoric = None
+    if "entropy" in sums:
+        votes, entropy = sums["votes"], sums["entropy"]
+        if kind == "binary":
+            predictive = surprise(mean) + surprise(1 - mean)
+            winners = np.maximum(votes, count_of(sums, votes) - votes)
+        else:
+            predictive, winners = surprise(mean).sum(-1), votes.max(-1)
+        count = count_of(sums, entropy)
+        information = np.maximum(predictive - entropy / count, 0)
+        ratio = 1 - winners / count
+    if "variance" in sums:
+        aleatoric = np.sqrt(sums["variance"] / count_of(sums, mean))
+    samples = sums.get("samples")
+    return MCPrediction(
+        mean=mean,
+        std=np.sqrt(sums["squares"] / count_of(sums, mean)),
+        predictive_entropy=predictive,
+        mutual_information=information,
+        variation_ratio=ratio,
+        num_samples=int(sums["count"][0]) if same_count else sums["count"],
+        samples=None if samples is None else np.swapaxes(samples, 0, 1),
+        aleatoric_std=aleatoric,
+    )
+
+
+def surprise(p: np.ndarray) -> np.ndarray:
+    """What each probability adds to the entropy, in nats."""
+    return -p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
+
+
+def count_of(sums: dict[str, np.ndarray], like: np.ndarray) -> np.ndarray:
+    """The number of samples of each row, to go with an array."""
+    return sums["count"].reshape(-1, *[1] * (like.ndim - 1)).astype(np.float64)
