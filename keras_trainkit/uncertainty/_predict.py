@@ -13,7 +13,10 @@ from keras_trainkit._keras import functional_part
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._training.batches import batches_of, columns, num_rows
 from keras_trainkit.uncertainty._engine import Engine, Sums, Trial, merged
-from keras_trainkit.uncertainty._prediction import prediction_of
+from keras_trainkit.uncertainty._prediction import (
+    count_of,
+    prediction_of,
+)
 
 _TASKS = ("classification", "logits", "binary", "regression", "heteroscedastic")
 # Samples between two looks at the standard error.
