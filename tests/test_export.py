@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 import keras_trainkit as kt
+from keras_trainkit.export import _inference, _litert, _onnx
 from keras_trainkit.export._memory import peak_memory
+
+layers = keras.layers
+_tensorflow_only = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="the conversion is TensorFlow's, in a process of its own",
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(model, tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def broken(*args, **kwargs):
-        raise RuntimeError("the conversion broke")
+        raise OSError("the disk is full")
 
-    monkeypatch.setattr(model, "export", broken)
-    monkeypatch.setattr(model, "save", broken)
-    with pytest.raises(RuntimeError, match="the conversion broke"):
+    monkeypatch.setattr(_litert, "convert", broken)
+    monkeypatch.setattr(_litert, "convert_elsewhere", broken)
+    with pytest.raises(OSError, match="the disk is full"):
         kt.export.to_litert(model, path)
     assert [p.name for p in tmp_path.iterdir()] == ["m.tflite"]
     assert path.read_bytes() == b"old"
@@ -75,6 +82,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(model, tmp_path, monkeypatch):
         ({"path": "m.onnx"}, r"`path` must be a file name that ends in .tflite"),
         ({"quantization": "int4"}, "`quantization` must be one of None, 'float16'"),
         ({"quantization": "int8"}, "`representative_data` must be an array"),
+        ({"io_dtype": "int8"}, '`io_dtype` must be "float32" unless quantization'),
+        (
+            {"quantization": "int8", "representative_data": np.ones((3, 8, 8))},
+            r"`representative_data` must be arrays of shape",
+        ),
     ],
 )
 def test_bad_arguments(model, tmp_path, monkeypatch, kwargs, message):
@@ -84,22 +96,257 @@ def test_bad_arguments(model, tmp_path, monkeypatch, kwargs, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_inputs_of_every_kind(tmp_path):
-    layers = keras.layers
+@pytest.fixture(params=["litert", "onnx"])
+def export(request, tmp_path):
+    """Writes a model's file, which appears only if it gives what the model gives."""
+    function = getattr(kt.export, f"to_{request.param}")
+    suffix = {"litert": "tflite", "onnx": "onnx"}[request.param]
+    return lambda model, *a, **k: function(model, tmp_path / f"m.{suffix}", *a, **k)
+
+
+@_tensorflow_only
+def test_inputs_of_every_kind(export):
     tokens = keras.Input((5,), dtype="int32")
     words = layers.GlobalAveragePooling1D()(layers.Embedding(4, 3)(tokens))
     image = keras.Input((None, None, 1))
     fixed = keras.Input(batch_shape=(2, 4))
-    for i, model in enumerate(
-        [
-            keras.Model(tokens, layers.Dense(2)(words)),
-            keras.Model(image, layers.Conv2D(2, 3, padding="same")(image)),
-            keras.Model(fixed, layers.Dense(2)(fixed)),
-        ]
+    for model in (
+        keras.Model(tokens, layers.Dense(2)(words)),
+        keras.Model(image, layers.Conv2D(2, 3, padding="same")(image)),
+        keras.Model(fixed, layers.Dense(2)(fixed)),
     ):
-        # Each is compared with the model before it appears.
-        assert kt.export.to_litert(model, tmp_path / f"{i}.tflite").exists()
-        assert kt.export.to_onnx(model, tmp_path / f"{i}.onnx").exists()
+        assert export(model).exists()
+
+
+class _Block(layers.Layer):
+    """Not registered, without `get_config`, with layers inside."""
+
+    def __init__(self, mixed):
+        super().__init__()
+        self.mixed, self.dense = mixed, layers.Dense(mixed, activation="gelu")
+        self.normalization = layers.LayerNormalization()
+
+    def call(self, x):
+        return self.normalization(x + self.dense(x))
+
+
+def _adapted():
+    layer = layers.Normalization()
+    # More numbers than TensorFlow writes into a graph of its own accord.
+    layer.adapt(np.random.default_rng(0).normal(3, 2, (50, 300)))
+    return [keras.Input((300,)), layer]
+
+
+_BUILDERS = {
+    "exact GELU": lambda: [keras.Input((6,)), layers.Dense(5, activation="gelu")],
+    "adapted Normalization": _adapted,
+    "augmentation": lambda: [
+        keras.Input((8, 8, 3)),
+        layers.RandomFlip(),
+        layers.RandomRotation(0.1),
+        layers.Conv2D(2, 3),
+        layers.Flatten(),
+    ],
+    "bfloat16": lambda: [
+        keras.Input((6,)),
+        layers.Dense(5, activation="relu", dtype="mixed_bfloat16"),
+    ],
+    "float16": lambda: [
+        keras.Input((6,)),
+        layers.Dense(5, activation="relu", dtype="mixed_float16"),
+    ],
+    "CELU": lambda: [keras.Input((6,)), layers.Activation("celu")],
+    "Discretization": lambda: [
+        keras.Input((6,)),
+        layers.Discretization([0.0, 1.0]),
+        layers.Embedding(3, 2),
+        layers.Flatten(),
+    ],
+    "unregistered layer": lambda: [keras.Input((6,)), _Block(6)],
+    "Lambda": lambda: [keras.Input((6,)), layers.Lambda(lambda x: 2 * x + 1)],
+    "masked LSTM": lambda: [
+        keras.Input((5,), dtype="int32"),
+        layers.Embedding(10, 4, mask_zero=True),
+        layers.Bidirectional(layers.LSTM(3)),
+    ],
+    "argmax": lambda: [
+        keras.Input((6, 4)),
+        layers.Lambda(lambda x: keras.ops.one_hot(keras.ops.argmax(x, -1), 4)),
+        layers.Flatten(),
+    ],
+}
+
+
+@_tensorflow_only
+@pytest.mark.parametrize("name", _BUILDERS)
+def test_models_that_people_have(name, export):
+    model = keras.Sequential([*_BUILDERS[name](), layers.Dense(2, dtype="float32")])
+    policies = [layer.dtype_policy.name for layer in model.layers]
+    assert export(model).exists()
+    assert [layer.dtype_policy.name for layer in model.layers] == policies
+    assert not any(getattr(layer, "unroll", False) for layer in model.layers)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the others convert by TensorFlow"
+)
+@pytest.mark.parametrize("name", sorted({*_BUILDERS} - {"Discretization", "float16"}))
+def test_pytorch_converts_to_onnx_by_itself(name, tmp_path, capfd):
+    model = keras.Sequential([*_BUILDERS[name](), layers.Dense(2, dtype="float32")])
+    assert kt.export.to_onnx(model, tmp_path / "m.onnx").exists()
+    assert capfd.readouterr().out == ""
+
+
+@pytest.fixture(scope="module")
+def many():
+    """A model of which neither inputs nor outputs are in the order of their names."""
+    keras.utils.set_random_seed(1)
+    image = keras.Input((3,), name="z_image")
+    tokens = keras.Input((3,), dtype="int32", name="a_tokens")
+    embedded = layers.Flatten()(layers.Embedding(50, 4)(tokens))
+    both = layers.Concatenate()([layers.Dense(4)(image), embedded])
+    outputs = [layers.Dense(2, name="z")(both), layers.Dense(2, name="a")(both)]
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(40, 3)).astype("float32"), rng.integers(0, 50, (40, 3))]
+    return keras.Model([image, tokens], outputs), x
+
+
+@pytest.fixture(scope="module")
+def many_int8(many, tmp_path_factory):
+    model, x = many
+    path = tmp_path_factory.mktemp("many") / "m.tflite"
+    return kt.export.to_litert(model, path, "int8", x, io_dtype="int8")
+
+
+def test_several_inputs_and_outputs_in_int8(many, many_int8):
+    model, x = many
+    before = model.predict(x, verbose=0)
+    named = {"a_tokens": x[1], "z_image": x[0]}
+    after = kt.export.predict_litert(many_int8, named)
+    for a, b in zip(before, after, strict=True):
+        # A step of the output's scale is 1/256 of its range; a few of them add up.
+        np.testing.assert_allclose(b, a, atol=0.05 * np.ptp(a))
+    details = kt.export.load_litert(many_int8).get_input_details()
+    assert {d["dtype"] for d in details} == {np.int8, np.int32}
+    details = kt.export.load_litert(many_int8).get_output_details()
+    assert {d["dtype"] for d in details} == {np.int8}
+    with pytest.raises(ValueError, match="`x` must be a dict with a_tokens, z_image"):
+        kt.export.predict_litert(many_int8, x)
+
+
+def test_several_outputs_in_onnx(many, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x = many
+    path = kt.export.to_onnx(model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    x = [x[0][:7], x[1][:7].astype("int32")]
+    found = session.run(None, dict(zip(names, x, strict=True)))
+    for a, b in zip(model.predict(x, verbose=0), found, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+@_tensorflow_only
+def test_the_second_output_is_compared_too(many, monkeypatch, export):
+    model, _ = many
+    other = keras.models.clone_model(model)
+    other.set_weights(model.get_weights())
+    other.get_layer("a").bias.assign([1.0, 1.0])
+    monkeypatch.setattr(_litert, "Inference", lambda _: _inference.Inference(other))
+    monkeypatch.setattr(
+        _onnx, "convert", lambda _, path, f=_onnx.convert: f(other, path)
+    )
+    with pytest.raises(RuntimeError, match="The file's outputs differ by"):
+        export(model)
+
+
+def test_dicts_of_inputs_and_outputs(tmp_path):
+    inputs = {"x": keras.Input((3,), name="x"), "b": keras.Input((3,), name="b")}
+    dense = [layers.Dense(2)(inputs["x"]), layers.Dense(2)(inputs["b"])]
+    model = keras.Model(inputs, {"second": dense[0], "first": dense[1]})
+    x = {"x": np.ones((4, 3), "float32"), "b": np.full((4, 3), 2, "float32")}
+    path = kt.export.to_litert(model, tmp_path / "m.tflite")
+    before, after = model.predict(x, verbose=0), kt.export.predict_litert(path, x)
+    for name, array in zip(sorted(before), after, strict=True):
+        np.testing.assert_allclose(array, before[name], atol=1e-5)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2, activation="gelu")
+
+    def call(self, x):
+        return self.dense(x["b"]) + self.dense(x["a"])
+
+
+@_tensorflow_only
+def test_a_subclassed_model_is_compared(tmp_path, monkeypatch):
+    model, other = Subclassed(), Subclassed()
+    x = {name: np.ones((2, 3), "float32") for name in "ab"}
+    model(x), other(x)
+    path = kt.export.to_litert(model, tmp_path / "m.tflite")
+    found = kt.export.predict_litert(path, x)
+    np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
+    monkeypatch.setattr(_litert, "Inference", lambda _: _inference.Inference(other))
+    with pytest.raises(RuntimeError, match="The file's outputs differ by"):
+        kt.export.to_litert(model, tmp_path / "m.tflite")
+    with pytest.raises(ValueError, match="another that has been called with one"):
+        kt.export.to_litert(Subclassed(), tmp_path / "m.tflite")
+
+
+class _Fourier(layers.Layer):
+    def call(self, x):
+        return keras.ops.fft((x, keras.ops.zeros_like(x)))[0]
+
+
+class _Noisy(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.seed_generator)
+
+
+@_tensorflow_only
+@pytest.mark.parametrize(
+    ("make", "remedy"),
+    [
+        (lambda: _Fourier(name="fourier"), r"FFT.*multiply by their matrix"),
+        (_Noisy, "Random.*leave out what is random"),
+        (
+            lambda: layers.IntegerLookup(vocabulary=[3, 5]),
+            "LookupTableFindV2.*take lookup layers out",
+        ),
+    ],
+)
+def test_operations_that_a_format_lacks_are_named(make, remedy, export, tmp_path):
+    integers = isinstance(layer := make(), layers.IntegerLookup)
+    inputs = keras.Input((8,), dtype="int64" if integers else "float32")
+    x = layer(inputs)
+    if integers:
+        x = keras.ops.cast(x, "float32")
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    with pytest.raises(ValueError, match=f"`model` must be made of .*{remedy}"):
+        export(model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_open_steps_are_refused_by_litert(tmp_path):
+    model = keras.Sequential([keras.Input((None, 4)), layers.GRU(3, name="steps")])
+    with pytest.raises(ValueError, match="a fixed number of steps, unlike steps"):
+        kt.export.to_litert(model, tmp_path / "m.tflite")
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "tensorflow", reason="there is no other process"
+)
+def test_what_the_other_process_cannot_load_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), layers.Lambda(lambda x: 2 * x)])
+    with pytest.raises(ValueError, match="use layers in the place of Lambdas"):
+        kt.export.to_litert(model, tmp_path / "m.tflite")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_int16x8(model, x, tmp_path):
@@ -123,48 +370,59 @@ def test_onnx_file_predicts_as_the_model_does(model, x, tmp_path):
         )
 
 
-@pytest.mark.parametrize(
-    ("export", "name"),
-    [(kt.export.to_litert, "m.tflite"), (kt.export.to_onnx, "m.onnx")],
-)
+@pytest.fixture
+def mistaken(model, monkeypatch):
+    """Lets the conversion take another model, with weights times a factor."""
+
+    def use(factor):
+        other = keras.models.clone_model(model)
+        other.set_weights([factor * w + 0.5 for w in model.get_weights()])
+        for module in (_litert, _onnx):
+            before, elsewhere = module.convert, module.convert_elsewhere
+            monkeypatch.setattr(
+                module, "convert", lambda _, *a, f=before, **k: f(other, *a, **k)
+            )
+            monkeypatch.setattr(
+                module, "convert_elsewhere", lambda _, *a, f=elsewhere: f(other, *a)
+            )
+
+    return use
+
+
 def test_a_file_that_gives_something_else_does_not_appear(
-    model, tmp_path, monkeypatch, export, name
+    model, tmp_path, mistaken, export
 ):
-    other = keras.models.clone_model(model)
-    other.set_weights([w + 0.5 for w in model.get_weights()])
-    other(np.zeros((1, 8, 8, 1), "float32"))
-    # On every backend, whichever of the two the conversion begins with.
-    monkeypatch.setattr(model, "export", other.export)
-    monkeypatch.setattr(model, "save", other.save)
+    mistaken(1)
     with pytest.raises(RuntimeError, match="The file's outputs differ by"):
-        export(model, tmp_path / name)
+        export(model)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("quantization", ["float16", "int8"])
 def test_a_quantized_file_of_another_model_does_not_appear(
-    model, x, tmp_path, monkeypatch, quantization
+    model, x, tmp_path, mistaken
 ):
-    other = keras.models.clone_model(model)
-    other.set_weights([-20 * w for w in model.get_weights()])
-    monkeypatch.setattr(model, "export", other.export)
-    monkeypatch.setattr(model, "save", other.save)
-    with pytest.raises(RuntimeError, match=f"in the mean, more than {quantization}"):
-        kt.export.to_litert(model, tmp_path / "m.tflite", quantization, x)
+    mistaken(-20)
+    for quantization in ("float16", "int8"):
+        with pytest.raises(
+            RuntimeError, match=f"in the mean, more than {quantization}"
+        ):
+            kt.export.to_litert(model, tmp_path / "m.tflite", quantization, x)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("export", "name", "package"),
+    ("function", "name", "package"),
     [
         (kt.export.to_litert, "m.tflite", "ai_edge_litert.interpreter"),
         (kt.export.to_onnx, "m.onnx", "onnxruntime"),
     ],
 )
-def test_what_is_missing_is_named(model, tmp_path, monkeypatch, export, name, package):
+def test_what_is_missing_is_named(
+    model, tmp_path, monkeypatch, function, name, package
+):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match="is not installed: pip install"):
-        export(model, tmp_path / name)
+        function(model, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 

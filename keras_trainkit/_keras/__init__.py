@@ -365,3 +365,41 @@ def as_one_op(function: Callable) -> Callable:
     import tensorflow as tf
 
     return tf.function(function, jit_compile=True)
+
+
+@contextlib.contextmanager
+def computing_in(dtype: str, layers: list[keras.layers.Layer]) -> Iterator[None]:
+    """Lets built layers compute in another dtype for a while, variables as they are.
+
+    Exporters lack kernels for some. Setting `dtype_policy` in public changes the dtype
+    that the variables are supposed to have, and they would no longer be cast. Tried on
+    Keras 3.15.
+    """
+    changes: list[tuple[Any, str, Any]] = []
+    for layer in layers:
+        policy = keras.DTypePolicy("mixed_bfloat16")
+        vars(policy).update(_compute_dtype=dtype, _variable_dtype=layer.variable_dtype)
+        changes.append((layer, "_dtype_policy", policy))
+    with patched(changes):
+        yield
+
+
+@contextlib.contextmanager
+def arithmetic_sign_bit() -> Iterator[None]:
+    """Lets TensorFlow tell -0 from 0 by arithmetic instead of by a float's bits.
+
+    `keras.ops.argmax` does so, and no exported format has the operations for bits.
+    Tried on Keras 3.15.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    from keras.src.backend.tensorflow import numpy as backend
+
+    def signbit(x):
+        x = keras.ops.convert_to_tensor(x)
+        # 1 / -0 is minus infinity.
+        return keras.ops.logical_or(x < 0, 1 / keras.ops.cast(x, "float32") < 0)
+
+    with patched([(backend, "signbit", signbit)]):
+        yield

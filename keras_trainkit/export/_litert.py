@@ -1,7 +1,7 @@
 """Export to LiteRT."""
 
+import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,17 @@ import numpy as np
 from keras_trainkit._checks import check_choice, reject
 from keras_trainkit._model.compare import check_same, outputs, random_inputs
 from keras_trainkit._model.graph import is_graph
-from keras_trainkit.export._files import convert_elsewhere, quiet, whole_file
+from keras_trainkit.export._files import convert_elsewhere, converting, whole_file
+from keras_trainkit.export._inference import (
+    Inference,
+    check_steps,
+    flat_inputs,
+    input_specs,
+    plain_operations,
+    unrolled,
+)
+from keras_trainkit.export._litert_run import LiteRTRunner, tensorflow_ops
+from keras_trainkit.export._remedies import describe
 
 # The root mean square of the error that each may make, relative to that of the outputs:
 # beyond, the file is not the model. Single outputs may be off by more, and what that
@@ -22,15 +32,14 @@ _CALIBRATED = ("int8", "int16x8")
 
 # LiteRT's converter is TensorFlow's; another backend's weights go there by file.
 _CONVERT = """
-import sys, keras, numpy as np
-from keras_trainkit.export import to_litert
-source, target, quantization, data = sys.argv[1:]
-to_litert(
-    keras.saving.load_model(source, compile=False),
-    target,
-    quantization=quantization or None,
-    representative_data=np.load(data) if data else None,
-)
+import numpy as np
+from keras_trainkit.export._litert import convert
+target, options, data = sys.argv[2:]
+arrays = None
+if data:
+    with np.load(data) as saved:
+        arrays = [saved[f"arr_{i}"] for i in range(len(saved.files))]
+convert(model, target, arrays, **json.loads(options))
 """
 
 
@@ -38,91 +47,192 @@ def to_litert(
     model: keras.Model,
     path: str | os.PathLike,
     quantization: str | None = None,
-    representative_data: np.ndarray | None = None,
+    representative_data: Any = None,
+    *,
+    io_dtype: str = "float32",
 ) -> Path:
     """Write a model as a LiteRT (TensorFlow Lite) file.
 
     On the JAX and PyTorch backends the conversion runs in a process of its own with the
     TensorFlow backend, which must be installed. The file is run and compared with the
-    model, for which the extra `export` must be installed.
+    model, all outputs of it, for which the extra `export` must be installed.
+
+    The file needs no TensorFlow to run: recurrent layers are written out step by step,
+    and what computes in float16 or bfloat16 computes in float32. Its inputs have the
+    names of the model's.
 
     Args:
-        model: A built Sequential or Functional model.
+        model: A built Sequential or Functional model, or another that has been called.
         path: The file to write, `*.tflite`. It appears only once it is whole and right.
         quantization: `None` for float32; `"float16"` for weights in half precision;
             `"dynamic"` for int8 weights and float activations; `"int8"` for int8
-            weights and activations, with float inputs and outputs; `"int16x8"` for
-            int8 weights and int16 activations. Weights have a scale for each channel.
+            weights and activations; `"int16x8"` for int8 weights and int16 activations.
+            Weights have a scale for each channel. An operation for which LiteRT has no
+            such kernel stays float.
         representative_data: For the last two: a few hundred inputs of shape
-            `(rows, *input_shape)`, from which the ranges of the activations are read.
+            `(rows, *input_shape)`, from which the ranges of the activations are read;
+            for several inputs a list or dict of them, as for `predict`.
+        io_dtype: `"int8"`, for `quantization="int8"`, where the file's float inputs and
+            outputs are to be int8 too, as microcontrollers have it. Every operation
+            must then have an int8 kernel.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If an argument is wrong.
+        ValueError: If an argument is wrong, or the model has operations that LiteRT
+            does not have.
         ImportError: If ai-edge-litert is not installed.
         RuntimeError: If the conversion failed, or the file gives something else than
             the model; nothing is written.
     """
     check_choice("quantization", quantization, _QUANTIZATIONS)
-    data = representative_data
-    if quantization in _CALIBRATED and data is None:
+    check_choice("io_dtype", io_dtype, ("float32", "int8"))
+    if io_dtype == "int8" and quantization != "int8":
+        reject("io_dtype", io_dtype, '"float32" unless quantization="int8"')
+    specs = input_specs(model)
+    arrays = None
+    if representative_data is not None:
+        arrays = flat_inputs(specs, representative_data, "representative_data")
+    elif quantization in _CALIBRATED:
         reject("representative_data", None, f'an array of inputs for "{quantization}"')
     with whole_file(path, ".tflite") as target:
+        options: dict[str, Any] = {
+            "quantization": quantization,
+            "io_dtype": io_dtype,
+            "names": [spec.name for spec in keras.tree.flatten(specs)],
+        }
         if keras.backend.backend() == "tensorflow":
-            options = _converter_options(quantization, data)
-            with quiet():
-                model.export(str(target), format="litert", verbose=False, **options)
+            convert(model, target, arrays, **options)
         else:
-            data_path = target.with_suffix(".npy") if data is not None else ""
-            if data is not None:
-                np.save(data_path, np.asarray(data, "float32"))
+            data_path: str | Path = ""
+            if arrays is not None:
+                data_path = target.with_suffix(".npz")
+                np.savez(data_path, *arrays)
             convert_elsewhere(
-                model, target, "LiteRT", _CONVERT, quantization or "", data_path
+                model, target, "LiteRT", _CONVERT, json.dumps(options), data_path
             )
-        _check(model, target, quantization, data)
+        if strange := tensorflow_ops(target):
+            reject("model", model.name, describe(model, "LiteRT", strange))
+        _check(model, specs, target, quantization, arrays)
     return Path(path)
 
 
-def _check(model: keras.Model, path: Path, quantization: str | None, data: Any) -> None:
-    """Raise unless the file gives what the model gives, for data or random inputs."""
-    if not is_graph(model) or len(model.inputs) != 1 or len(model.outputs) != 1:
-        return
-    x = random_inputs(model)
-    if data is not None:
-        x = np.asarray(data[: model.inputs[0].shape[0] or 32], "float32")
-    if quantization is None:
-        check_same(model, lambda x: predict_litert(path, x), x, "The file", 1e-4)
-        return
-    (before,), (after,) = (
-        outputs(model, x),
-        outputs(lambda x: predict_litert(path, x), x),
-    )
-    error = np.sqrt(np.mean((after - before) ** 2) / max(np.mean(before**2), 1e-30))
-    random = (outputs(model, x)[0] != before).any()
-    if not random and not error <= _ROUNDING[quantization]:
-        raise RuntimeError(
-            f"The file's outputs differ by {error:.1e} of the model's in the mean, "
-            f"more than {quantization} explains"
+def convert(
+    model: keras.Model,
+    target: str | os.PathLike,
+    data: list[np.ndarray] | None,
+    quantization: str | None,
+    io_dtype: str,
+    names: list[str],
+) -> None:
+    """Write a file with TensorFlow's converter, unchecked."""
+    specs = input_specs(model, names)
+    options = _converter_options(names, quantization, data, io_dtype)
+    check_steps(model)
+    reduced = ("float16", "bfloat16")
+    with plain_operations(model, reduced), unrolled(model), converting("LiteRT"):
+        Inference(model).export(
+            str(target),
+            format="litert",
+            verbose=False,
+            input_signature=[specs],
+            **options,
         )
 
 
-def predict_litert(path: str | os.PathLike, x: np.ndarray) -> np.ndarray:
-    """Run a LiteRT file with one input and one output.
+def _converter_options(
+    names: list[str], quantization: str | None, data: list | None, io_dtype: str
+) -> dict:
+    import tensorflow as tf
+
+    kinds = tf.lite.OpsSet
+    # The last, so that what LiteRT does not have can be named.
+    allowed = [kinds.TFLITE_BUILTINS, kinds.SELECT_TF_OPS]
+    target_spec: dict = {"supported_ops": allowed}
+    options: dict = {"target_spec": target_spec}
+    if quantization is not None:
+        options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        target_spec["supported_types"] = [tf.float16]
+    elif quantization == "int8":
+        strict = io_dtype == "int8"
+        first = kinds.TFLITE_BUILTINS_INT8
+        target_spec["supported_ops"] = [first] if strict else [first, *allowed]
+        if strict:
+            options |= {"inference_input_type": tf.int8}
+            options |= {"inference_output_type": tf.int8}
+    elif quantization == "int16x8":
+        first = kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        target_spec["supported_ops"] = [first, *allowed]
+    if quantization in _CALIBRATED:
+        assert data is not None
+        options["representative_dataset"] = lambda: (
+            {name: a[i : i + 1] for name, a in zip(names, data, strict=True)}
+            for i in range(len(data[0]))
+        )
+    return options
+
+
+def _check(
+    model: keras.Model, specs: Any, path: Path, quantization: str | None, data: Any
+) -> None:
+    """Raise unless the file gives what the model gives, for data or random inputs."""
+    flat = keras.tree.flatten(specs)
+    if data is not None:
+        rows = flat[0].shape[0] or 32
+        x = keras.tree.pack_sequence_as(specs, [a[:rows] for a in data])
+    elif is_graph(model):
+        x = random_inputs(model)
+    else:
+        x = random_inputs(_stand_in(specs))
+    run = LiteRTRunner(path)
+    names = [spec.name for spec in flat]
+
+    def of_file(x):
+        return run(dict(zip(names, keras.tree.flatten(x), strict=True)))
+
+    if quantization is None:
+        check_same(model, of_file, x, "The file", 1e-4)
+        return
+    before, after = outputs(model, x), outputs(of_file, x)
+    again = outputs(model, x)
+    for a, b, c in zip(before, after, again, strict=True):
+        error = np.sqrt(np.mean((b - a) ** 2) / max(np.mean(a**2), 1e-30))
+        random = (c != a).any()
+        if not random and not error <= _ROUNDING[quantization]:
+            raise RuntimeError(
+                f"The file's outputs differ by {error:.1e} of the model's in the mean, "
+                f"more than {quantization} explains"
+            )
+
+
+def _stand_in(specs):
+    """A model with inputs of some specs, to draw random ones for."""
+    inputs = keras.tree.map_structure(
+        lambda s: keras.Input(batch_shape=s.shape, dtype=s.dtype, name=s.name), specs
+    )
+    return keras.Model(inputs, keras.tree.flatten(inputs))
+
+
+def predict_litert(path: str | os.PathLike, x: Any) -> Any:
+    """Run a LiteRT file.
 
     Args:
         path: The file.
-        x: Inputs of shape `(rows, *input_shape)`.
+        x: Inputs of shape `(rows, *input_shape)`; for several inputs a dict of them by
+            the names of the file's, which are those of the model's.
 
     Returns:
-        The outputs of all rows.
+        The outputs of all rows; of several outputs a list, in the order of the model's,
+        and where the model returns a dict, by sorted name. Inputs and outputs that the
+        file has in int8 are float here.
+
+    Raises:
+        ValueError: If the inputs do not fit.
     """
-    interpreter = _interpreter(path, lambda shape: x.shape)
-    given = interpreter.get_input_details()[0]
-    interpreter.set_tensor(given["index"], np.asarray(x).astype(given["dtype"]))
-    interpreter.invoke()
-    return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    found = LiteRTRunner(path)(x)
+    return found[0] if len(found) == 1 else found
 
 
 def load_litert(path: str | os.PathLike, batch_size: int = 1):
@@ -135,41 +245,8 @@ def load_litert(path: str | os.PathLike, batch_size: int = 1):
     Returns:
         An `ai_edge_litert.interpreter.Interpreter` with its tensors allocated.
     """
-    return _interpreter(path, lambda shape: [batch_size, *shape[1:]])
-
-
-def _interpreter(path: str | os.PathLike, make_shape: Callable[[Any], Any]) -> Any:
-    """An interpreter for inputs of a shape made of the file's."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
-        raise ImportError(
-            'ai-edge-litert is not installed: pip install "keras-trainkit[export]"'
-        ) from None
-    interpreter = Interpreter(model_path=str(path))
-    details = interpreter.get_input_details()[0]
-    interpreter.resize_tensor_input(details["index"], make_shape(details["shape"]))
-    interpreter.allocate_tensors()
-    return interpreter
-
-
-def _converter_options(quantization: str | None, data: np.ndarray | None) -> dict:
-    import tensorflow as tf
-
-    if quantization is None:
-        return {}
-    options: dict = {"optimizations": [tf.lite.Optimize.DEFAULT]}
-    if quantization == "float16":
-        options["target_spec"] = {"supported_types": [tf.float16]}
-    elif quantization in _CALIBRATED:
-        assert data is not None
-        kinds = tf.lite.OpsSet
-        op = (
-            kinds.TFLITE_BUILTINS_INT8
-            if quantization == "int8"
-            else kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        )
-        options["target_spec"] = {"supported_ops": [op]}
-        rows = np.asarray(data, "float32")
-        options["representative_dataset"] = lambda: ([row[np.newaxis]] for row in rows)
-    return options
+    runner = LiteRTRunner(path)
+    runner.resize(
+        {name: (batch_size, *shape[1:]) for name, shape in runner.shapes().items()}
+    )
+    return runner.interpreter

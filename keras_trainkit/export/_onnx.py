@@ -1,32 +1,45 @@
 """Export to ONNX."""
 
+import functools
+import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_trainkit._checks import reject
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
-from keras_trainkit.export._files import convert_elsewhere, quiet, whole_file
+from keras_trainkit.export._files import (
+    convert_elsewhere,
+    converting,
+    whole_file,
+)
+from keras_trainkit.export._inference import Inference, input_specs, plain_operations
+from keras_trainkit.export._onnx_torch import convert_torch
+from keras_trainkit.export._remedies import describe
 
 _CONVERT = """
-import sys, keras
-from keras_trainkit.export import to_onnx
-source, target = sys.argv[1:]
-to_onnx(keras.saving.load_model(source, compile=False), target)
+from keras_trainkit.export._onnx import convert
+convert(model, sys.argv[2])
 """
+_OPSET = 18
 
 
 def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
-    """Write a model as an ONNX file, with `keras.Model.export`.
+    """Write a model as an ONNX file.
 
     The file is loaded into onnxruntime and must give what the model gives for random
     inputs, else it does not appear. Needs the extra `export`. On the JAX backend the
-    conversion runs in a process of its own with the TensorFlow backend, which must be
-    installed.
+    conversion is jax2onnx's, where that is installed (extra `jax2onnx`) and can do it,
+    and else runs in a process of its own with the TensorFlow backend, which must then
+    be installed.
+
+    The file's inputs and outputs are the model's in the same order, its batch size is
+    open. Layers that compute in bfloat16 compute in float32 there.
 
     Args:
         model: A built Sequential or Functional model.
@@ -36,35 +49,132 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
         The path.
 
     Raises:
-        ValueError: If an argument is wrong.
+        ValueError: If an argument is wrong, or the model has operations that ONNX does
+            not have.
         RuntimeError: If the conversion failed, or the file gives something else;
             nothing is written.
     """
     _graph.check_graph(model)
     x = random_inputs(model)
     with whole_file(path, ".onnx") as target:
-        if keras.backend.backend() == "jax":
-            convert_elsewhere(model, target, "ONNX", _CONVERT)
-        else:
-            # Keras wants a model that has been called.
-            model(x, training=False)
-            with quiet():
-                model.export(str(target), format="onnx", verbose=False)
-        check_same(model, onnx_runner(target), x, "The file")
+        ways = _ways(model, target)
+        for way in ways:
+            try:
+                way()
+                _check_ops(model, target)
+                check_same(model, onnx_runner(target), x, "The file")
+                break
+            except RuntimeError:
+                if way is ways[-1]:
+                    raise
     return Path(path)
 
 
+def _ways(model: keras.Model, target: Path) -> list[Callable[[], None]]:
+    """The conversions to try, one after the other."""
+    ways: list[Callable[[], None]] = [functools.partial(convert, model, target)]
+    if keras.backend.backend() != "jax":
+        return ways
+    elsewhere = functools.partial(convert_elsewhere, model, target, "ONNX", _CONVERT)
+    return [*(ways if importlib.util.find_spec("jax2onnx") else []), elsewhere]
+
+
+def convert(model: keras.Model, target: str | os.PathLike) -> None:
+    """Write a file with the backend's own converter, unchecked."""
+    specs = input_specs(model)
+    backend = keras.backend.backend()
+    with plain_operations(model, ("bfloat16",)), converting("ONNX"):
+        if backend == "tensorflow":
+            _convert_tensorflow(model, specs, Path(target))
+        elif backend == "torch":
+            convert_torch(model, specs, Path(target))
+        else:
+            Inference(model).export(
+                str(target), format="onnx", verbose=False, input_signature=[specs]
+            )
+
+
+def _convert_tensorflow(model: keras.Model, specs: Any, target: Path) -> None:
+    """Convert by tf2onnx, with what Keras's own call of it lacks."""
+    import tensorflow as tf
+    import tf2onnx
+
+    from keras_trainkit.export import _onnx_ops
+
+    _onnx_ops.register()
+    signature = [
+        tf.TensorSpec(spec.shape, spec.dtype, spec.name)
+        for spec in keras.tree.flatten(specs)
+    ]
+
+    def run(*arrays):
+        outputs = model(keras.tree.pack_sequence_as(specs, arrays), training=False)
+        return keras.tree.flatten(outputs)
+
+    function = tf.function(run, autograph=False)
+    proto, _ = tf2onnx.convert.from_function(function, signature, opset=_OPSET)
+    traced = function.get_concrete_function(*signature)
+    _keep_constants(proto, traced)
+    target.write_bytes(proto.SerializeToString())
+
+
+def _keep_constants(proto: Any, traced: Any) -> None:
+    """Make tensors that the model holds part of the file, instead of its inputs."""
+    from onnx import numpy_helper
+
+    held = {
+        inner.name: outer
+        for outer, inner in traced.graph.captures
+        if outer.dtype.is_numpy_compatible
+    }
+    for given in [x for x in proto.graph.input if x.name in held]:
+        proto.graph.input.remove(given)
+        array = np.asarray(held[given.name])
+        proto.graph.initializer.append(numpy_helper.from_array(array, given.name))
+
+
+def _check_ops(model: keras.Model, path: Path) -> None:
+    """Raise for operations that ONNX does not have, which converters leave in."""
+    import onnx
+
+    proto = onnx.load(str(path))
+    strange = [
+        (node.op_type, node.name)
+        for node in _nodes(proto.graph)
+        if node.domain in ("", "ai.onnx") and not onnx.defs.has(node.op_type)
+    ]
+    if strange:
+        reject("model", model.name, describe(model, "ONNX", strange))
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
 def onnx_runner(path: str | os.PathLike) -> Callable[[Any], list[np.ndarray]]:
-    """A function from inputs, in the structure of the model's, to a file's outputs."""
+    """A function from inputs, in the structure of the model's, to a file's outputs.
+
+    Raises:
+        ImportError: If onnxruntime is not installed.
+        RuntimeError: If it does not take the file.
+    """
     try:
         import onnxruntime
     except ImportError:
         raise ImportError(
             'onnxruntime is not installed: pip install "keras-trainkit[export]"'
         ) from None
-    session = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        # Its errors have no common class but this.
+        raise RuntimeError(f"onnxruntime cannot run the file: {error}") from None
     names = [given.name for given in session.get_inputs()]
 
     def run(x):

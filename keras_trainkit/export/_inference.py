@@ -1,0 +1,170 @@
+"""What an export traces: a model at inference, with an input for each tensor."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import reject
+from keras_trainkit._keras import (
+    arithmetic_sign_bit,
+    computing_in,
+    functional_part,
+    patched,
+    sublayers,
+)
+from keras_trainkit._model.graph import is_graph, read
+
+
+class Inference(keras.Model):
+    """A model called with `training=False`.
+
+    Keras's exporters leave `training` to each layer's default, which for the
+    augmentation layers is True.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: keras.Model):
+        # The model's inputs are its own to cast.
+        super().__init__(name="inference", dtype="float32", autocast=False)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs):
+        return self.model(inputs, training=False)
+
+
+def input_specs(model: keras.Model, names: list[str] | None = None) -> Any:
+    """The specs of a model's inputs, in their structure and with unique names.
+
+    Args:
+        model: A Functional model, a built Sequential one, or another that has been
+            called on one structure of float inputs.
+        names: Other names, since a file of a Sequential model does not keep its own.
+    """
+    functional = functional_part(model)
+    if functional is not None:
+        inputs = functional.input
+    else:
+        inputs = _called_inputs(model)
+    flat = keras.tree.flatten(inputs)
+    specs = [
+        keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name=name)
+        for tensor, name in zip(flat, names or _unique_names(flat), strict=True)
+    ]
+    return keras.tree.pack_sequence_as(inputs, specs)
+
+
+def _unique_names(tensors):
+    """Names as TensorFlow would write them, so that the file has the same."""
+    names: list[str] = []
+    for tensor in tensors:
+        stem = name = re.sub(r"\W", "_", tensor.name)
+        while name in names:
+            name = f"{stem}_{len(names)}"
+        names.append(name)
+    return names
+
+
+def _called_inputs(model):
+    """Symbolic inputs of the shapes that a subclassed model was called with."""
+    config = model.get_build_config() or {}
+    shape = config.get("input_shape")
+    if not model.built or not shape:
+        reject(
+            "model",
+            type(model).__name__,
+            "a Functional or built Sequential model, or another that has been called "
+            "with one argument",
+        )
+    if isinstance(shape, dict):
+        return {name: _symbolic(size, name) for name, size in shape.items()}
+    if isinstance(shape[0], (list, tuple)):
+        return [_symbolic(size, f"input_{i}") for i, size in enumerate(shape)]
+    return _symbolic(shape, "input")
+
+
+def _symbolic(shape, name):
+    return keras.KerasTensor((None, *shape[1:]), "float32", name=name)
+
+
+def flat_inputs(specs: Any, x: Any, name: str) -> list[np.ndarray]:
+    """The arrays for a model's inputs in the order of its flat specs.
+
+    Args:
+        specs: From `input_specs`.
+        x: An array, or arrays in the structure of the specs, or by their names.
+        name: What `x` is called, for the error.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    flat = keras.tree.flatten(specs)
+    if isinstance(x, dict) and not isinstance(specs, dict):
+        missing = [spec.name for spec in flat if spec.name not in x]
+        if missing:
+            reject(name, sorted(x), f"a dict with {', '.join(missing)}")
+        x = [x[spec.name] for spec in flat]
+    arrays = [keras.ops.convert_to_numpy(a) for a in _flatten_arrays(x, len(flat))]
+    shapes = [spec.shape for spec in flat]
+    if len(arrays) != len(flat) or not all(map(_fits, arrays, shapes)):
+        expected = ", ".join(f"{spec.name} {spec.shape}" for spec in flat)
+        reject(name, [a.shape for a in arrays], f"arrays of shape {expected}")
+    if len({len(a) for a in arrays}) != 1 or not len(arrays[0]):
+        reject(name, [a.shape for a in arrays], "arrays of as many rows, at least one")
+    return [a.astype(spec.dtype) for a, spec in zip(arrays, flat, strict=True)]
+
+
+def _flatten_arrays(x, number):
+    # A list of rows is an array too.
+    if number == 1 and isinstance(x, (list, tuple)) and len(x) != 1:
+        return [np.asarray(x)]
+    return [np.asarray(a) for a in keras.tree.flatten(x)]
+
+
+def _fits(array, shape):
+    return array.ndim == len(shape) and all(
+        size in (None, given)
+        for size, given in zip(shape[1:], array.shape[1:], strict=True)
+    )
+
+
+@contextlib.contextmanager
+def plain_operations(model: keras.Model, dtypes: tuple[str, ...]) -> Iterator[None]:
+    """Lets a model do without what the formats do not have, for a while.
+
+    The layers that compute in some dtypes compute in float32.
+    """
+    reduced = [layer for layer in sublayers(model) if layer.compute_dtype in dtypes]
+    with computing_in("float32", reduced), arithmetic_sign_bit():
+        yield
+
+
+def check_steps(model: keras.Model) -> None:
+    """Raise for recurrent layers that cannot be unrolled."""
+    if not is_graph(model):
+        return
+    for call in read(model).calls:
+        layer = call.layer
+        recurrent = isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+        if recurrent and call.inputs[0].shape[1] is None:
+            reject(
+                "model",
+                model.name,
+                f"one whose recurrent layers have a fixed number of steps, unlike "
+                f"{layer.name}: build it with keras.Input((steps, features)), and pad "
+                "or mask shorter sequences",
+            )
+
+
+@contextlib.contextmanager
+def unrolled(model: keras.Model) -> Iterator[None]:
+    """Lets recurrent layers write out their steps instead of looping over them."""
+    recurrent = [x for x in sublayers(model) if isinstance(x, keras.layers.RNN)]
+    with patched([(layer, "unroll", True) for layer in recurrent]):
+        yield
