@@ -185,3 +185,27 @@ def test_no_data_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         kt.find_lr(model, *arguments)
     np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+@pytest.mark.parametrize("search", ["callback", "function"])
+def test_the_order_of_a_dataset_afterwards_is_the_same_as_without(search, x):
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            rows = slice(8 * index, 8 * index + 8)
+            return x[rows], x[rows, :1]
+
+    results = []
+    for searched in (False, True):
+        model = regression()
+        if searched and search == "function":
+            kt.find_lr(model, Batches(), num_steps=12)
+        elif searched:
+            finder = kt.callbacks.LRFinder(num_steps=12)
+            model.fit(Batches(), epochs=3, callbacks=[finder], verbose=0)
+        model.fit(Batches(), epochs=2, verbose=0)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -70,7 +70,9 @@ def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, A
                     yield f"{name}[{key!r}]", item, put
     for layer in sublayers(model, recursive=False):
         if isinstance(layer, keras.Model):
-            names = [name for name, value in vars(model).items() if value is layer]
+            # PyTorch keeps them apart from the other attributes.
+            attributes = {**vars(model), **vars(model).get("_modules", {})}
+            names = [name for name, value in attributes.items() if value is layer]
             name = names[0] if names else layer.name
             yield from _optimizer_places(layer, f"{prefix}{name}.", seen)
 

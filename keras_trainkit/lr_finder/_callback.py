@@ -7,7 +7,12 @@ import keras
 from keras_trainkit._keras import sync_state
 from keras_trainkit._training.state import as_it_was
 from keras_trainkit.lr_finder._analyse import LRFinderResult
-from keras_trainkit.lr_finder._range_test import RangeTest, Watch, default_steps
+from keras_trainkit.lr_finder._range_test import (
+    RangeTest,
+    Watch,
+    default_steps,
+    random_states_kept,
+)
 
 
 class LRFinder(keras.callbacks.Callback):
@@ -90,6 +95,7 @@ class LRFinder(keras.callbacks.Callback):
         )
         self._watch = Watch(self._test)
         self._watch.set_model(self.model)
+        self._kept.enter_context(random_states_kept())
         self._kept.enter_context(as_it_was(self.model))
         self._kept.enter_context(self._test.installed(self.model))
 

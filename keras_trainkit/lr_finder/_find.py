@@ -8,7 +8,12 @@ from keras_trainkit._checks import reject
 from keras_trainkit._training.state import as_it_was
 from keras_trainkit.lr_finder._analyse import LRFinderResult
 from keras_trainkit.lr_finder._fit_data import FitData
-from keras_trainkit.lr_finder._range_test import RangeTest, Watch, default_steps
+from keras_trainkit.lr_finder._range_test import (
+    RangeTest,
+    Watch,
+    default_steps,
+    random_states_kept,
+)
 
 
 def find_lr(
@@ -92,7 +97,7 @@ def find_lr(
     data.build(model)
     history = getattr(model, "history", None), model.stop_training
     try:
-        with as_it_was(model):
+        with random_states_kept(), as_it_was(model):
             # One step is one loss, also where a call runs many.
             model.steps_per_execution = 1
             with test.installed(model):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import random
 from collections.abc import Iterator
 
 import keras
@@ -132,6 +133,17 @@ class RangeTest:
         if self._stop_factor is None or not losses:
             return False
         return exploded(losses, self._stop_factor)
+
+
+@contextlib.contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Puts the random states of Python and NumPy back, which order and augment data."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 class Watch(keras.callbacks.Callback):
