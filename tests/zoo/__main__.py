@@ -81,8 +81,12 @@ def _part(arguments) -> int:
 
 
 def _keep(outcomes, path: Path) -> None:
+    """Put cells beside those that an earlier run left, or in their places."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(one) for one in outcomes], indent=1))
+    before = json.loads(path.read_text()) if path.exists() else []
+    cells = {(row["model"], row["feature"]): row for row in before}
+    cells |= {(one.model, one.feature): asdict(one) for one in outcomes}
+    path.write_text(json.dumps(list(cells.values()), indent=1))
 
 
 if __name__ == "__main__":

@@ -203,7 +203,8 @@ def tab_transformer():
     y = ops.stack(
         [layers.Embedding(6, 8)(x["kind"]), layers.Embedding(6, 8)(x["place"])], axis=1
     )
-    y = y + layers.Embedding(2, 8)(ops.arange(2))
+    ids = ops.stack([x["kind"], x["place"]], axis=1)
+    y = y + layers.Embedding(2, 8)(ops.cumsum(ops.ones_like(ids), axis=1) - 1)
     z = layers.MultiHeadAttention(2, 8, dropout=0.2)(y, y)
     y = layers.LayerNormalization()(layers.Add()([z, y]))
     numeric = layers.LayerNormalization(epsilon=1e-6)(x["size"])

@@ -404,6 +404,14 @@ def operations_in_the_graph():
 
 
 @case
+def constants_in_the_graph():
+    x = keras.Input((6,))
+    y = layers.Dense(8, "relu")(x) * ops.convert_to_tensor(random(8))
+    y = layers.Dropout(0.5)(y + random(8, seed=1))
+    return Case(keras.Model(x, layers.Dense(2)(y)), random(ROWS, 6), random(ROWS, 2))
+
+
+@case
 def weight_shared_twice():
     x = keras.Input((6,))
     dense, norm = layers.Dense(6), layers.BatchNormalization()
