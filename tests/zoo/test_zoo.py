@@ -11,18 +11,49 @@ from . import matrix, registry
 ROOT = Path(__file__).parents[2]
 # Cells that would catch what fails in silence; about 60 s on an idle machine.
 QUICK: dict[str, tuple[str, ...]] = {
-    "mlp_with_dropout": ("prune_once", "mc_predict", "one_cycle", "gradual_unfreezing"),
+    "adapted_normalization": ("prune_once", "replace_head", "to_mc"),
+    "unregistered_without_kwargs": ("prune_once",),
+    "layer_without_get_config": ("fold_batch_norm",),
+    "lambda_layer": ("replace_head",),
+    "function_as_activation": ("to_mc",),
+    "rnn_of_own_cell": ("prune_once",),
+    "layer_shared_with_nested": ("prune_once",),
+    "functional_with_own_call": ("mc_predict", "replace_head"),
+    "nested_called_by_keyword": ("fold_batch_norm",),
+    "augmentation": ("mc_predict",),
+    "training_true_by_default": ("mc_predict",),
+    "mixed_precision": ("prune_once",),
+    "constants_in_the_graph": ("to_mc",),
+    "weight_shared_twice": ("fold_batch_norm",),
+    "frozen_backbone": ("gradual_unfreezing", "one_cycle"),
+    "spectral_normalization": ("layerwise",),
+    "regularized_already": ("regularizers_apply",),
+    "inputs_as_list": ("find_lr",),
+    "inputs_as_dict": ("signal_report",),
+    "several_outputs": ("mc_predict",),
+    "string_lookup": ("prune_once", "find_lr"),
+    "own_data_set": ("find_lr",),
+    "small_gpt": ("magnitude_pruning", "freeze"),
+    "train_step_of_pairs": ("find_lr", "one_cycle"),
+    "mobile_vit": ("optimize_for_inference",),
+    "dense_net": ("prune_channels_half",),
 }
 CELLS = [(model, feature) for model, features in QUICK.items() for feature in features]
 
 
-@pytest.mark.parametrize(("model", "feature"), CELLS, ids="-".join)
+@pytest.mark.parametrize(("model", "feature"), CELLS, ids=map("-".join, CELLS))
 def test_cell(model, feature):
     registry.load("user", "inputs", "vision", "text", "custom")
     outcome = matrix.run_cell(model, feature)
     if outcome.status == "skipped":
         pytest.skip(outcome.detail)
     assert not outcome.fails, outcome.detail
+
+
+def test_page_has_every_architecture():
+    page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    names = registry.load("user", "inputs", "vision", "text", "custom")
+    assert not [name for name in names if f"| {name} |" not in page]
 
 
 @pytest.mark.slow
