@@ -362,3 +362,55 @@ def test_what_cannot_be_copied_is_shared():
     copy = copy_model(model)
     assert copy.layers[0].parts[0] is layer.generator
     assert copy.layers[0].parts[1] is copy.layers[0].dense
+
+
+class Transformer(layers.Layer):
+    """As in keras.io's examples: not registered, dropouts inside."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attention = layers.MultiHeadAttention(2, width)
+        self.feed_forward = keras.Sequential([layers.Dense(8), layers.Dense(width)])
+        self.norm = layers.LayerNormalization()
+        self.drop = layers.Dropout(0.5)
+
+    def build(self, input_shape):
+        self.attention.build(input_shape, input_shape)
+        self.feed_forward.build(input_shape)
+        self.norm.build(input_shape)
+
+    def call(self, x, training=None):
+        x = self.norm(x + self.attention(x, x))
+        return x + self.drop(self.feed_forward(x), training=training)
+
+
+def test_dropouts_inside_a_block_of_ones_own_are_live(tmp_path):
+    model = sequential((5, 3), Transformer(3), Transformer(3))
+    live = kt.uncertainty.to_mc(model)
+    kinds = [type(layer).__name__ for layer in live._flatten_layers()]
+    assert kinds.count("MCDropout") == 2
+    assert "Transformer" not in kinds
+    samples = [numpy(live(SEQUENCES)) for _ in range(2)]
+    assert np.abs(samples[0] - samples[1]).max() > 1e-3
+    live.save(tmp_path / "live.keras")
+    loaded = keras.saving.load_model(tmp_path / "live.keras")
+    assert np.abs(loaded.predict(SEQUENCES, verbose=0) - samples[0]).max() > 1e-3
+    for layer in live._flatten_layers():
+        if isinstance(layer, kt.layers.MCDropout):
+            layer.rate = 0.0
+    expected = numpy(model(SEQUENCES))
+    np.testing.assert_allclose(numpy(live(SEQUENCES)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_inner_model_called_with_a_dict():
+    inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((4,), name="b")}
+    norm = layers.BatchNormalization()
+    inner = keras.Model(inputs, norm(layers.Dense(3)(inputs["a"] - inputs["b"])))
+    x, y = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([x, y], inner({"b": x, "a": y}))
+    norm.moving_mean.assign([1, 2, 3])
+    result = kt.folding.fold_batch_norm(model)
+    assert len(result.folded) == 1
+    rows = [ROWS[:, :4], ROWS[:, 4:]]
+    expected = numpy(model(rows))
+    np.testing.assert_allclose(numpy(result.model(rows)), expected, rtol=1e-4)

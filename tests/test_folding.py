@@ -594,3 +594,63 @@ def test_weight_normalization_is_stripped_and_folds(rng):
     assert relative_error(model, fold(plain).model, x) <= 1e-5
     with pytest.raises(ValueError, match=r"WeightNormalization layer.*model='"):
         kt.folding.strip_weight_normalization(plain)
+
+
+class Residual(keras.layers.Layer):
+    """Not registered, without a config, with layers inside layers."""
+
+    def __init__(self, filters, depth=1):
+        super().__init__()
+        self.conv = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)
+        self.norm = keras.layers.BatchNormalization()
+        self.inner = Residual(filters, depth - 1) if depth else None
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+        shape = self.conv.compute_output_shape(input_shape)
+        self.norm.build(shape)
+        if self.inner:
+            self.inner.build(shape)
+
+    def call(self, x, training=None):
+        y = keras.ops.relu(self.norm(self.conv(x), training=training))
+        return y + (self.inner(y, training=training) if self.inner else x)
+
+
+class Shifted(keras.layers.Layer):
+    """With a weight of its own beside its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = keras.layers.BatchNormalization()
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+        self.shift = self.add_weight(shape=(input_shape[-1],))
+
+    def call(self, x):
+        return self.norm(x) + self.shift
+
+
+def test_blocks_of_ones_own(rng, tmp_path):
+    model = keras.Sequential([keras.Input((8, 8, 3)), Residual(3), Residual(3)])
+    result = fold(randomize_norms(model))
+    assert (len(result.folded), result.kept) == (4, {})
+    assert norms(result.model) == []
+    # It needs no class of the user's any more.
+    result.model.save(tmp_path / "folded.keras")
+    loaded = keras.saving.load_model(tmp_path / "folded.keras")
+    x = rng.normal(size=(2, 8, 8, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(
+        loaded.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_block_that_cannot_be_opened_up_stays():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Shifted()])
+    result = fold(randomize_norms(model))
+    assert result.folded == ()
+    (reason,) = result.kept.values()
+    assert "has weights of its own" in reason
+    assert norms(model)[0].name in result.kept

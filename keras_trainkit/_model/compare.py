@@ -6,27 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._keras import functional_part, sublayers
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model.inputs import random_inputs as random_inputs
 
 # The largest error relative to the largest output that is put down to rounding.
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
-
-
-def random_inputs(model: keras.Model, rows: int = 4) -> Any:
-    """Inputs in the structure of a Functional or built Sequential model's.
-
-    Normal ones for floats, 0 and 1 for integers; open sizes are 64, large enough for a
-    stack of poolings.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(tensor):
-        shape = [tensor.shape[0] or rows, *(size or 64 for size in tensor.shape[1:])]
-        if "int" in tensor.dtype or tensor.dtype == "bool":
-            return rng.integers(0, 2, shape).astype(tensor.dtype)
-        return rng.normal(size=shape).astype("float32")
-
-    return keras.tree.map_structure(draw, functional_part(model).input)
 
 
 def check_same(
@@ -48,7 +32,7 @@ def check_same(
     """
     before = outputs(model, x)
     error = distance(before, outputs(copy, x))
-    tolerance = max(_tolerance(model), at_least)
+    tolerance = max(tolerance_of(model), at_least)
     if error > tolerance:
         if distance(before, outputs(model, x)) > 0:
             return math.nan
@@ -79,7 +63,8 @@ def distance(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     )
 
 
-def _tolerance(model) -> float:
+def tolerance_of(model: keras.layers.Layer) -> float:
+    """The error that rounding may make in a model or layer."""
     dtypes = {layer.compute_dtype for layer in sublayers(model)}
     return max(_TOLERANCE.get(name, 0) for name in {*dtypes, keras.config.floatx()})
 

@@ -71,3 +71,17 @@ def remake(layer: Layer, **changes: Any) -> Layer:
         if callable(value):
             config[name] = value
     return type(layer).from_config({**config, **changes})
+
+
+def known_objects(layer: Layer) -> dict[str, Any]:
+    """The classes and functions of a live layer, as `custom_objects`."""
+    found: dict[str, Any] = {}
+    for part in sublayers(layer):
+        for value in (type(part), *(type(v) for v in vars(part).values())):
+            if issubclass(value, keras.Operation | keras.constraints.Constraint):
+                found[value.__name__] = value
+        for value in vars(part).values():
+            name = getattr(value, "__name__", "<lambda>")
+            if callable(value) and name != "<lambda>":
+                found[name] = value
+    return found

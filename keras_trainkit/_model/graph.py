@@ -159,8 +159,10 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
         layer = node.operation
         taken = [edges[id(x)] for x in node.input_tensors]
         own_path = f"{path}{layer.name}"
-        if is_graph(layer) and _enters_as_it_is(layer, node):
-            put_out = _expand(graph, layer, taken, f"{own_path}/")
+        entering = _entering(layer, node) if is_graph(layer) else None
+        if entering is not None:
+            inside = [edges[id(x)] for x in entering]
+            put_out = _expand(graph, layer, inside, f"{own_path}/")
         else:
             if inner := inner_model(layer):
                 _expand_alone(graph, inner, f"{own_path}/")
@@ -175,12 +177,19 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
     return [edges[id(x)] for x in functional.outputs]
 
 
-def _enters_as_it_is(model, node) -> bool:
-    """Whether a model inside is called with a tensor for each of its inputs."""
+def _entering(model, node) -> list[Any] | None:
+    """What a model inside is called with, a tensor for each of its inputs.
+
+    None if there is more or less, such as a mask or an input that is optional.
+    """
     args, kwargs = arguments(node, node.input_tensors)
     given = args[0] if args else kwargs.get("inputs")
+    functional = functional_part(model)
+    if isinstance(given, dict) and not isinstance(functional.input, dict):
+        given = [given.get(x.name) for x in functional.inputs]
     tensors = keras.tree.flatten(given)
-    return not isinstance(given, dict) and len(tensors) == len(node.input_tensors)
+    same = {id(x) for x in tensors} == {id(x) for x in node.input_tensors}
+    return tensors if same and len(tensors) == len(functional.inputs) else None
 
 
 # What a replacement says of a layer that is to go.

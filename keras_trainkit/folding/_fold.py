@@ -12,6 +12,7 @@ from keras_trainkit._checks import reject
 from keras_trainkit._keras import exchange_part, functional_part, sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._model.opening import open_up
 from keras_trainkit._table import Report, Table
 from keras_trainkit.folding import _affine, _linear
 from keras_trainkit.folding._affine import Affine, Kept
@@ -56,7 +57,9 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
     the linear layer in front of it (`W -> a W`, `c -> a c + b`), or else into those
     behind it (`W -> diag(a) W`, `c -> c + b W`): Dense, EinsumDense, convolutions of
     every kind, Embedding. Dropout, reshaping, pooling and whatever else lets it pass
-    may stand between. Each BatchNorm that stays has a reason.
+    may stand between. A layer made of layers, such as a residual block, is opened up
+    into a Functional model of these layers if it has BatchNorms and its `call` can be
+    traced. Each BatchNorm that stays has a reason.
 
     Args:
         model: A built Sequential or Functional model, with nested models, shared
@@ -113,6 +116,7 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
 
 
 def _fold_graph(model) -> tuple[keras.Model, list[str], dict[str, str]]:
+    model, closed = open_up(model, _has_norms)
     graph = _graph.read(model)
     weights: dict[Any, _linear.Weights] = {}
     norms = list({call.layer: None for call in graph.calls if _is_norm(call.layer)})
@@ -149,7 +153,7 @@ def _fold_graph(model) -> tuple[keras.Model, list[str], dict[str, str]]:
     kept = {
         label(n): "; ".join(dict.fromkeys(reasons[n])) for n in norms if n not in gone
     }
-    kept |= _hidden(model, norms)
+    kept |= _hidden(model, norms, closed)
     return copy, [label(norm) for norm in norms if norm in gone], kept
 
 
@@ -157,14 +161,26 @@ def _is_norm(layer) -> bool:
     return isinstance(_linear.unwrap(layer), keras.layers.BatchNormalization)
 
 
-def _hidden(model, norms) -> dict[str, str]:
+def _has_norms(layer) -> bool:
+    return any(_is_norm(part) for part in sublayers(layer))
+
+
+def _hidden(model, norms, closed: dict[str, str]) -> dict[str, str]:
     """The BatchNorms that the graph does not show."""
     seen = {id(_linear.unwrap(norm)) for norm in norms}
+    reasons = {}
+    for call in _graph.read(model).calls:
+        for layer in sublayers(call.layer) if _is_layer(call.layer) else ():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                why = closed.get(call.path, f"{call.layer.name} cannot be opened up")
+                reasons[layer] = f"it stands inside a layer that stays whole: {why}"
     return {
-        layer.name: "it stands inside a layer that cannot be rewritten"
-        for layer in sublayers(model)
-        if isinstance(layer, keras.layers.BatchNormalization) and id(layer) not in seen
+        layer.name: reason for layer, reason in reasons.items() if id(layer) not in seen
     }
+
+
+def _is_layer(layer) -> bool:
+    return isinstance(layer, keras.layers.Layer)
 
 
 def _calls(graph, norm) -> list[tuple[_graph.Call, Affine]]:

@@ -9,6 +9,8 @@ from keras_trainkit import layers
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.copy import known_objects
+from keras_trainkit._model.opening import open_up
 from keras_trainkit.layers._mc_dropout import AlwaysOn
 from keras_trainkit.uncertainty._noise import drops
 
@@ -16,9 +18,10 @@ from keras_trainkit.uncertainty._noise import drops
 def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Copy a model with every dropout active at inference.
 
-    BatchNorm and all else stay in inference mode. The copy has the same weights and
-    saves as `.keras`; each call of it, or of its `predict`, is a sample. For many
-    samples, `mc_predict` is faster, and takes the model itself.
+    BatchNorm and all else stay in inference mode; a layer made of layers, such as a
+    transformer block, is opened up if its `call` can be traced. The copy has the same
+    weights and saves as `.keras`; each call of it, or of its `predict`, is a sample.
+    For many samples, `mc_predict` is faster, and takes the model itself.
 
     Args:
         model: A Sequential or Functional model, with nested ones if need be; it is not
@@ -46,25 +49,17 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
             "use kt.layers.MCDropout in it. Received: "
             f"model={model!r} of type {type(model).__name__}"
         )
+    model, closed = open_up(model, _is_opened)
+    paths = {call.layer: call.path for call in _graph.read(model).calls}
     exchanged: dict[Any, Any] = {}
 
     def always_on(layer):
-        if not isinstance(layer, keras.layers.Layer) or not any(
-            drops(part) for part in sublayers(layer)
-        ):
+        if not _drops_inside(layer):
             return None
-        config = keras.saving.serialize_keras_object(layer)
         seeds = None
         if seed is not None:
             seeds = np.random.SeedSequence([seed, len(exchanged)])
-        new = keras.saving.deserialize_keras_object(_exchanged(config, seeds))
-        if silent := _silent(new):
-            raise ValueError(
-                "`model` must show its dropouts: put kt.layers.MCDropout into the "
-                "layer, or call kt.uncertainty.mc_predict, which needs no copy. "
-                f"Received: a {type(silent).__name__} in {layer.name}, a "
-                f"{type(layer).__name__}"
-            )
+        new = _live(layer, seeds, closed.get(paths.get(layer, "")))
         exchanged[layer] = new
         return new
 
@@ -74,6 +69,38 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     for layer, new in exchanged.items():
         new.set_weights(layer.get_weights())
     return copy
+
+
+def _drops_inside(layer: Any) -> bool:
+    return isinstance(layer, keras.layers.Layer) and any(
+        drops(part) for part in sublayers(layer)
+    )
+
+
+def _is_opened(layer: Any) -> bool:
+    """Whether a layer is not Keras's or ours, whose configs show their dropouts."""
+    known = type(layer).__module__.split(".")[0] in ("keras", "keras_trainkit")
+    return not known and _drops_inside(layer)
+
+
+def _live(layer: Any, seeds: np.random.SeedSequence | None, closed: str | None) -> Any:
+    """A layer whose dropouts are live, made from the other's config."""
+    try:
+        with keras.saving.custom_object_scope(known_objects(layer)):
+            config = keras.saving.serialize_keras_object(layer)
+            new = keras.saving.deserialize_keras_object(_exchanged(config, seeds))
+            silent = _silent(new)
+    except Exception as error:
+        silent, closed = layer, closed or f"its config does not make it again: {error}"
+    if silent is not None:
+        raise ValueError(
+            "`model` must show its dropouts: put kt.layers.MCDropout into the "
+            "layer, or call kt.uncertainty.mc_predict, which needs no copy"
+            f"{f' ({closed})' if closed else ''}. "
+            f"Received: a {type(silent).__name__} in {layer.name}, a "
+            f"{type(layer).__name__}"
+        )
+    return new
 
 
 def _exchanged(config: Any, seeds: np.random.SeedSequence | None) -> Any:

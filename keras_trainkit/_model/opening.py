@@ -1,0 +1,130 @@
+"""Layers that are made of layers, opened up into what they are made of."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras.layers import Layer
+
+from keras_trainkit._keras import arguments, run_node, sublayers
+from keras_trainkit._model.compare import distance, outputs, tolerance_of
+from keras_trainkit._model.graph import Call, copy_model, read, rebuild
+from keras_trainkit._model.inputs import draw_like
+
+
+class Closed(Exception):
+    """A layer cannot be opened up; the message says why."""
+
+
+def open_up(
+    model: keras.Model, wanted: Callable[[Layer], bool]
+) -> tuple[keras.Model, dict[str, str]]:
+    """Copy a model with Functional models in place of layers that are made of layers.
+
+    The `call` of such a layer is traced on symbolic tensors, as Keras traces a model's,
+    and what it calls becomes a model by the layer's name, which is compared with the
+    layer. The copy needs no class of the layers that are opened up.
+
+    Args:
+        model: A Functional or built Sequential model.
+        wanted: Whether a layer is to be opened up.
+
+    Returns:
+        The copy, or the model itself if there is nothing to open up; and the path of
+        each layer that stays whole, with the reason.
+    """
+    closed: dict[str, str] = {}
+    if not any(_is_made_of_layers(call.layer, wanted) for call in read(model).calls):
+        return model, closed
+    model = copy_model(model)
+    tried: set[int] = set()
+    while opened := _open_all(model, wanted, tried, closed):
+        # What is not opened up is the copy's own already.
+        model, _ = rebuild(model, lambda layer, opened=opened: opened.get(layer, layer))
+    return model, closed
+
+
+def _open_all(model, wanted, tried: set[int], closed: dict[str, str]) -> dict[Any, Any]:
+    opened: dict[Any, Any] = {}
+    graph = read(model)
+    for call in graph.calls:
+        layer = call.layer
+        if id(layer) in tried or not _is_made_of_layers(layer, wanted):
+            continue
+        tried.add(id(layer))
+        try:
+            opened[layer] = _opened(graph.calls_of(layer))
+        except Closed as reason:
+            closed[call.path] = str(reason)
+    return opened
+
+
+def _is_made_of_layers(layer: Any, wanted) -> bool:
+    return (
+        isinstance(layer, Layer)
+        and not isinstance(layer, keras.Model | keras.layers.Wrapper | keras.layers.RNN)
+        and bool(sublayers(layer, recursive=False))
+        and wanted(layer)
+    )
+
+
+def _opened(calls: list[Call]) -> Callable:
+    """What to call in place of a layer."""
+    layer, node = calls[0].layer, calls[0].node
+    places = _places(node)
+    if any(_places(call.node) != places for call in calls):
+        raise Closed("it is called in different ways")
+    variables = {id(variable) for variable in layer.variables}
+    try:
+        inner = _traced(layer, node)
+        x = [draw_like(tensor) for tensor in node.input_tensors]
+        before = outputs(lambda x: run_node(node, x), x)
+        error = distance(before, outputs(inner, x if len(x) > 1 else x[0]))
+    except Exception as failure:
+        kind = type(failure).__name__
+        raise Closed(f"the `call` of {layer.name} cannot be traced ({kind})") from None
+    if {id(variable) for variable in inner.variables} != variables:
+        raise Closed(f"{layer.name} has weights of its own, or does not use all it has")
+    if not error <= tolerance_of(layer):
+        raise Closed(f"what can be traced of {layer.name} computes something else")
+    if places == [0] and not node.arguments.kwargs.keys() - {"training"}:
+        return inner
+
+    def call(*args, **kwargs):
+        flat = keras.tree.flatten((args, kwargs))
+        tensors = [flat[place] for place in places]
+        return inner(tensors if len(tensors) > 1 else tensors[0])
+
+    return call
+
+
+def _places(node) -> list[int]:
+    """Which of the flattened arguments of a call are tensors of the graph."""
+    flat = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+    return [i for i, part in enumerate(flat) if isinstance(part, keras.KerasTensor)]
+
+
+def _traced(layer: Layer, node) -> keras.Model:
+    names: dict[str, int] = {}
+    for part in sublayers(layer, recursive=False):
+        count = names[part.name] = names.get(part.name, 0) + 1
+        if count > 1:
+            # A Functional model wants names of which there is one.
+            part.name = f"{part.name}_{count}"
+    inputs = [
+        keras.Input(batch_shape=x.shape, dtype=_dtype(layer, x))
+        for x in node.input_tensors
+    ]
+    args, kwargs = arguments(node, inputs)
+    taken = inspect.signature(layer.call).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        kwargs = {name: value for name, value in kwargs.items() if name in taken}
+    found = layer.call(*args, **kwargs)
+    return keras.Model(inputs if len(inputs) > 1 else inputs[0], found, name=layer.name)
+
+
+def _dtype(layer: Layer, tensor) -> str:
+    """What a layer casts a tensor to before it calls `call`."""
+    cast = layer.autocast and "float" in tensor.dtype
+    return layer.compute_dtype if cast else tensor.dtype
