@@ -40,9 +40,13 @@ def open_up(
     model = copy_model(model)
     tried: set[int] = set()
     while opened := _open_all(model, wanted, tried, closed):
-        # What is not opened up is the copy's own already.
-        model, _ = rebuild(model, lambda layer, opened=opened: opened.get(layer, layer))
+        model = _exchanged(model, opened)
     return model, closed
+
+
+def _exchanged(model: keras.Model, opened: dict[Any, Any]) -> keras.Model:
+    # What is not opened up is the copy's own already.
+    return rebuild(model, lambda layer: opened.get(layer, layer))[0]
 
 
 def _open_all(model, wanted, tried: set[int], closed: dict[str, str]) -> dict[Any, Any]:
