@@ -31,10 +31,10 @@ def step_counter(optimizer: keras.optimizers.Optimizer):
     """The variable that counts the batches an optimizer has seen.
 
     `optimizer.iterations` is divided by `gradient_accumulation_steps`; Keras evaluates
-    a learning-rate schedule on the undivided count, which it keeps as its first
-    variable. Tried on Keras 3.13 and 3.15.
+    a learning-rate schedule on the undivided count, which is not
+    public. Tried on Keras 3.13 and 3.15.
     """
-    return optimizer.variables[0]
+    return optimizer._iterations
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:

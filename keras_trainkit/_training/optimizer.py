@@ -18,11 +18,13 @@ from keras_trainkit._keras import (
     sublayers,
     updated_variables,
 )
+from keras_trainkit._training.fit_scope import end_if_over
 from keras_trainkit._types import Schedule
 
 
 def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
     """The optimizer that updates the weights, inside a loss-scaling one if need be."""
+    end_if_over(model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(
         optimizer, getattr(keras.optimizers, "MultiOptimizer", ())
@@ -135,12 +137,17 @@ def follow_trainable(model: keras.Model) -> None:
     Where the optimizer was built for other variables it is exchanged for a copy that
     has the slots of those that go on training.
     """
+    match_trainable(model)
+    model.train_function = None
+
+
+def match_trainable(model: keras.Model) -> None:
+    """Exchange the optimizer where it was built for others than what trains now."""
     optimizer = core_optimizer(model)
     if optimizer.built and not same_variables(
         updated_variables(optimizer), model.trainable_variables
     ):
         install(model, fresh_copy(model))
-    model.train_function = None
 
 
 def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
@@ -234,6 +241,9 @@ def copy_for(
 
 
 def _unbuilt(optimizer, cls, changes):
+    if "_follows" in vars(optimizer):
+        owner = type(vars(optimizer)["_follows"].owner).__name__
+        reject("callbacks", owner, "without one that needs the optimizer itself")
     copy = cls.from_config({**optimizer.get_config(), **changes})
     copy_exclusions(optimizer, copy)
     return copy

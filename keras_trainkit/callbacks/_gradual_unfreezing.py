@@ -10,9 +10,10 @@ from keras.layers import Layer
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import averaging_only
 from keras_trainkit._model.select import Selector
+from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import (
     core_optimizer,
-    follow_trainable,
+    match_trainable,
     same_variables,
     start_averages,
 )
@@ -100,12 +101,16 @@ class GradualUnfreezing(keras.callbacks.Callback):
         they find.
         """
         super().set_model(model)
+        fit_scope.make_room(model, self, "layers that train")
         self._training = False
         self._updated = set()
         self._begins = self._plan(weighted_layers(model))
+        core_optimizer(model)
         self._before = trainable_flags(model)
+        key = "GradualUnfreezing"
+        fit_scope.enter(model, self, self._undo, key=key, what="layers that train")
         self._set_stage(max(begin for begin, _ in self._begins))
-        follow_trainable(model)
+        match_trainable(model)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
 
@@ -114,14 +119,14 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._set_stage(epoch)
         now = self.model.trainable_variables
         if not now:
-            restore_flags(self._before)
+            self._training = False
+            fit_scope.close(self.model)
             reject(
                 "schedule", self.schedule, f"such that a layer trains in epoch {epoch}"
             )
         if not self._training or not same_variables(now, before):
             self._accept_subset()
-            self.model.train_function = None
-            self.model.make_train_function()
+            fit_scope.scope_of(self.model).renew_step(self, "GradualUnfreezing")
         self._training = True
 
     def on_epoch_end(self, epoch, logs=None):
@@ -131,21 +136,23 @@ class GradualUnfreezing(keras.callbacks.Callback):
             logs["trainable_layers"] = sum(trainable)
 
     def on_train_end(self, logs=None):
+        fit_scope.close(self.model)
         self._training = False
-        self._restore_optimizer()
-        # Where layers are left frozen the optimizer has slots that no file can take.
-        follow_trainable(self.model)
 
     def on_test_begin(self, logs=None):
-        self._undo_unless_training()
+        if not self._training:
+            fit_scope.close(self.model)
 
     def on_predict_begin(self, logs=None):
-        self._undo_unless_training()
+        if not self._training:
+            fit_scope.close(self.model)
 
-    def _undo_unless_training(self) -> None:
+    def _undo(self) -> None:
+        self._restore_optimizer()
         if not self._training:
             restore_flags(self._before)
-            follow_trainable(self.model)
+        # Where layers are left frozen the optimizer has slots that no file can take.
+        match_trainable(self.model)
 
     def _plan(self, chains: list[Chain]) -> list[tuple[float, Chain]]:
         schedule = self.schedule

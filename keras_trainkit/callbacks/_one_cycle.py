@@ -4,30 +4,27 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import keras
-
 from keras_trainkit import schedules
 from keras_trainkit._checks import check_integer, check_positive, reject
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
-from keras_trainkit.optimizers._scheduled import momentum_name, with_momentum
+from keras_trainkit.optimizers._scheduled import momentum_name
 
 
 class OneCycle(ScheduleCallback):
     """Train on one cycle: the learning rate rises and falls, the momentum the reverse.
 
-    For a model compiled with any Keras optimizer. During `fit` the optimizer is
-    exchanged for a copy, state included, whose learning rate and momentum (`beta_1` in
-    Adam, AdamW and Nadam) follow `kt.schedules.OneCycle` and `OneCycleMomentum` in the
-    compiled step. An SGD without momentum gets one. An optimizer whose momentum cannot
-    be scheduled, such as RMSprop, cycles its learning rate alone, and a warning says
-    so.
+    For a model compiled with any Keras optimizer. During `fit` its learning rate and
+    momentum (`beta_1` in Adam, AdamW and Nadam) follow `kt.schedules.OneCycle` and
+    `OneCycleMomentum` in the compiled step. An SGD without momentum gets one. An
+    optimizer whose momentum cannot be scheduled, such as RMSprop, cycles its learning
+    rate alone, and a warning says so.
 
     The cycle begins with the first batch of epoch 0: `fit(epochs=6, initial_epoch=3)`
     goes on in its middle, and so does a fit that `keras.callbacks.BackupAndRestore`
-    resumes. A second fit from epoch 0 is a new cycle. After the fit the user's
-    optimizer is back, with its own learning rate and the counts and slots of the
-    training (an SGD that had no momentum is left with `max(momentum)`, to keep its
-    velocity). If `fit` raises, the copy stays in the model.
+    resumes. A second fit from epoch 0 is a new cycle. After the fit, also one that
+    raised, the optimizer has its own learning rate and momentum again (an SGD that had
+    no momentum is left with `max(momentum)`, to keep its velocity). Files that are
+    written during the fit hold them too.
 
     Args:
         max_lr: The highest learning rate, such as `kt.find_lr(...)` suggests.
@@ -124,11 +121,9 @@ class OneCycle(ScheduleCallback):
             momentum = None
         return rate, momentum
 
-    def optimizer_to_leave(
-        self, optimizer: keras.optimizers.Optimizer
-    ) -> keras.optimizers.Optimizer:
-        """The user's own, or with momentum where it had none."""
-        if self.momentum is not None and getattr(optimizer, "momentum", None) == 0:
-            if momentum_name(optimizer) == "momentum":
-                return with_momentum(self.model, self.momentum[1])
-        return optimizer
+    def options(self, optimizer):
+        """A velocity to keep, for an SGD that has none."""
+        if self.momentum is not None and momentum_name(optimizer) == "momentum":
+            if optimizer.momentum == 0:
+                return {"least_momentum": self.momentum[1]}
+        return {}

@@ -13,7 +13,6 @@ from keras_trainkit._checks import (
 from keras_trainkit._training.optimizer import own_schedule
 from keras_trainkit._types import Schedule
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
-from keras_trainkit.optimizers._scheduled import with_schedules
 
 
 class PlateauSchedule(ScheduleCallback):
@@ -86,30 +85,37 @@ class PlateauSchedule(ScheduleCallback):
         self.min_factor = check_in_range("min_factor", min_factor, 0, 1, closed="left")
 
     def make_schedules(self, optimizer, steps_per_epoch):
-        """The schedule, or the optimizer's own rate, with a factor to be lowered."""
-        base = own_schedule(optimizer)
-        state = {}
-        if isinstance(base, schedules.Reducible):
-            base, state = base.schedule, {"state": base.state}
+        """The schedule, or the optimizer's own rate, which is lowered by a factor."""
+        own = own_schedule(optimizer)
+        if isinstance(own, schedules.Reducible):
+            own = own.schedule
         if self.schedule is not None:
-            base = self.schedule
-        elif isinstance(base, float):
-            base = schedules.Constant(base)
-        return schedules.Reducible(base, **state), None
+            return self.schedule, None
+        return (schedules.Constant(own) if isinstance(own, float) else own), None
 
-    def begin_at(self, schedule, begin):
-        """The state stays where it is."""
-        if self.schedule is None:
-            return schedule
-        return schedule.around(super().begin_at(schedule.schedule, begin))
+    def options(self, optimizer):
+        """The state of the search, and what the optimizer has afterwards."""
+        own = own_schedule(optimizer)
+        self._base = self.make_schedules(optimizer, None)[0]
+        fresh = schedules.Reducible.FRESH
+        state = own.state if isinstance(own, schedules.Reducible) else fresh
+        return {"state": state, "leave": self._leave}
+
+    def set_params(self, params):
+        """Begin where the optimizer's search has come to."""
+        super().set_params(params)
+        self._follows.show(self._reducible())
 
     def on_epoch_begin(self, epoch, logs=None):
         first = not self._begun
         super().on_epoch_begin(epoch, logs)
+        if first and self.schedule is None:
+            # The optimizer's own schedule stays where it is.
+            self._follows.start = 0
         if first and epoch == 0:
             # A new training: the rate is where it was, the search begins again.
-            reducible = self._schedules[0]
-            reducible.state = (reducible.state[0], *schedules.Reducible.FRESH[1:])
+            factor = self._follows.state[0]
+            self._follows.state = (factor, *schedules.Reducible.FRESH[1:])
 
     def on_epoch_end(self, epoch, logs=None):
         super().on_epoch_end(epoch, logs)
@@ -117,8 +123,7 @@ class PlateauSchedule(ScheduleCallback):
         if self.monitor not in logs:
             reject("monitor", self.monitor, "one of " + ", ".join(map(repr, logs)))
         value = self._sign * float(logs[self.monitor])
-        reducible = self._schedules[0]
-        factor, best, wait, cooldown = reducible.state
+        factor, best, wait, cooldown = self._follows.state
         # In this order in Keras's ReduceLROnPlateau.
         if cooldown > 0:
             cooldown, wait = cooldown - 1, 0
@@ -129,10 +134,15 @@ class PlateauSchedule(ScheduleCallback):
             if wait >= self.patience:
                 factor = max(factor * self.factor, self.min_factor)
                 wait, cooldown = 0, self.cooldown
-        reducible.state = (factor, best, wait, cooldown)
+        self._follows.state = (factor, best, wait, cooldown)
+        self._follows.show(self._reducible())
 
-    def on_train_end(self, logs=None):
-        reducible = self._schedules[0]
-        frozen = schedules.Reducible(reducible.schedule, reducible.state)
-        self._original = with_schedules(self.model, frozen, cls=type(self._original))
-        super().on_train_end(logs)
+    def _reducible(self) -> schedules.Reducible:
+        """What the optimizer follows, as a schedule of its own."""
+        start = self._follows.start
+        base = schedules.Delay(self._base, start) if start else self._base
+        return schedules.Reducible(base, self._follows.state)
+
+    def _leave(self) -> None:
+        if self._begun:
+            self._follows.optimizer.learning_rate = self._reducible()

@@ -4,35 +4,36 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._training.optimizer import (
-    batches_seen,
-    core_optimizer,
-    give_back,
-    install,
-)
+from keras_trainkit._checks import reject
+from keras_trainkit._keras import step_counter
+from keras_trainkit._training import fit_scope
+from keras_trainkit._training.optimizer import core_optimizer
 from keras_trainkit._types import Schedule
-from keras_trainkit.optimizers._scheduled import with_schedules
-from keras_trainkit.schedules import Delay
+from keras_trainkit.optimizers._follow import Follows, rate_of
+
+# They set the learning rate too.
+_RIVALS = (
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+)
 
 
 class ScheduleCallback(keras.callbacks.Callback):
     """Lets the optimizer follow schedules during `fit`.
 
-    The optimizer is exchanged for a copy, state included, whose rates are functions of
-    the count of batches in the compiled step. The schedule's step 0 is the first batch
-    of epoch 0 of this fit, so that with `initial_epoch`, or after `BackupAndRestore`,
-    it goes on where it was. The epoch's logs get the `learning_rate` of its last step,
-    and the `momentum` where that is scheduled. After the fit the user's optimizer is
-    back, with its own learning rate and with the counts and slots of the training;
-    where `fit` raised, the copy stays.
+    Its rates become functions of the count of batches in the compiled step. The
+    schedule's step 0 is the first batch of epoch 0 of this fit, so that with
+    `initial_epoch`, or after `BackupAndRestore`, it goes on where it was. The epoch's
+    logs get the `learning_rate` of its last step, and the `momentum` where that is
+    scheduled. After the fit, also one that raised, the optimizer has its own learning
+    rate again; the counts and slots are those of the training.
     """
 
     def __init__(self):
         super().__init__()
         self._begun = False
-        self._original: keras.optimizers.Optimizer | None = None
-        self._schedules: tuple[Schedule, Schedule | None] = (None, None)
         self._training = False
+        self._follows: Any = None
 
     def make_schedules(
         self, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int | None
@@ -45,8 +46,12 @@ class ScheduleCallback(keras.callbacks.Callback):
         """
         raise NotImplementedError
 
+    def options(self, optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
+        """What else `Follows` takes."""
+        return {}
+
     def set_params(self, params: dict[str, Any] | None) -> None:
-        """Exchange the optimizer.
+        """Let the optimizer follow the schedules.
 
         This early, because `BackupAndRestore` loads into the optimizer that it finds at
         the beginning of the training.
@@ -54,16 +59,10 @@ class ScheduleCallback(keras.callbacks.Callback):
         super().set_params(params)
         self._begun = self._training = False
         optimizer = core_optimizer(self.model)
+        fit_scope.make_room(self.model, self, rate_of(optimizer), _RIVALS)
         rate, momentum = self.make_schedules(optimizer, self.params["steps"])
-        self._original = self.optimizer_to_leave(optimizer)
-        self._schedules = rate, momentum
-        install(self.model, with_schedules(self.model, rate, momentum))
-
-    def optimizer_to_leave(
-        self, optimizer: keras.optimizers.Optimizer
-    ) -> keras.optimizers.Optimizer:
-        """The optimizer that the model has after the fit."""
-        return optimizer
+        options = self.options(optimizer)
+        self._follows = Follows(self.model, optimizer, self, rate, momentum, **options)
 
     def on_train_begin(self, logs=None):
         self._training = True
@@ -72,42 +71,40 @@ class ScheduleCallback(keras.callbacks.Callback):
         if self._begun:
             return
         self._begun = True
-        optimizer = core_optimizer(self.model)
-        begin = batches_seen(self.model) - epoch * (self.params["steps"] or 0)
-        if begin:
-            rate, momentum = self._schedules
-            optimizer.learning_rate = rate = self.begin_at(rate, begin)
-            if momentum is not None:
-                optimizer.momentum_schedule = momentum = Delay(momentum, begin)
-            self._schedules = rate, momentum
-
-    def begin_at(self, schedule: Schedule, begin: int) -> Schedule:
-        """The learning rate's schedule with its step 0 at batch `begin`."""
-        return Delay(schedule, begin)
+        follows = self._follows
+        optimizer, steps = follows.optimizer, self.params["steps"]
+        seen = int(step_counter(optimizer)) if optimizer.built else 0
+        if steps is not None:
+            follows.start = seen - epoch * steps
+        elif epoch == 0 or seen == 0:
+            follows.start = seen
+        elif not follows.was_loaded:
+            fit_scope.close(self.model)
+            reject(
+                "steps_per_epoch",
+                None,
+                f"given to resume in epoch {epoch} with data of unknown length: "
+                f"{type(self).__name__} cannot know how far its schedule has come",
+            )
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is None:
             return
-        rate, momentum = self._schedules
-        last_step = batches_seen(self.model) - 1
-        logs["learning_rate"] = float(rate(last_step))
-        if momentum is not None:
-            logs["momentum"] = float(momentum(last_step))
+        follows = self._follows
+        last_step = int(step_counter(follows.optimizer)) - 1
+        logs["learning_rate"] = float(follows.rate(last_step))
+        if follows.momentum is not None:
+            logs["momentum"] = float(follows.momentum(last_step))
 
     def on_train_end(self, logs=None):
-        self._give_back()
+        fit_scope.close(self.model)
 
     def on_test_begin(self, logs=None):
-        if not self._training:
-            self._give_back()
+        self._undo_unless_training()
 
     def on_predict_begin(self, logs=None):
-        if not self._training:
-            self._give_back()
+        self._undo_unless_training()
 
-    def _give_back(self):
-        if self._original is None:
-            return
-        give_back(self.model, self._original)
-        self._original = None
-        self._training = False
+    def _undo_unless_training(self):
+        if not self._training:
+            fit_scope.close(self.model)

@@ -1,5 +1,7 @@
 """Copies of a model's optimizer whose learning rate or momentum is a schedule."""
 
+from typing import Any
+
 import keras
 
 from keras_trainkit._keras import backend_class
@@ -18,7 +20,7 @@ _SCHEDULABLE = {
 
 def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
     """What the optimizer calls its momentum; None if it cannot be scheduled."""
-    cls = _schedulable(optimizer)
+    cls = schedulable(optimizer)
     return cls._HYPERPARAMETER if cls else None
 
 
@@ -40,7 +42,7 @@ def with_schedules(
     """
     optimizer = core_optimizer(model)
     changes = {"learning_rate": learning_rate}
-    ours = _schedulable(optimizer)
+    ours = schedulable(optimizer)
     if momentum is not None and ours:
         changes[ours._HYPERPARAMETER] = momentum
     if cls is not None:
@@ -57,7 +59,7 @@ def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optim
     return copy_for(model, type(optimizer), {"momentum": momentum})
 
 
-def _schedulable(optimizer):
+def schedulable(optimizer: keras.optimizers.Optimizer) -> Any:
     """The class of an optimizer like this one whose momentum may be a schedule."""
     cls = type(optimizer)
     return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)

@@ -1,7 +1,8 @@
 """Gradual magnitude pruning during `fit`."""
 
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import keras
@@ -11,6 +12,7 @@ from keras import ops
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import sync_state
 from keras_trainkit._model.select import Selector
+from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import (
     batches_seen,
     core_optimizer,
@@ -49,8 +51,7 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     With `OneCycle` and the like it goes in any order; what trains must stay the same
     from the first epoch to the last, so that `GradualUnfreezing` needs a fit of its
-    own, before. Where `fit` raised, the optimizer
-    goes on pruning until the next fit with this callback, or `compile`.
+    own, before.
 
     Args:
         sparsity: Fraction of the entries of each kernel to set to zero in the end, in
@@ -120,7 +121,8 @@ class MagnitudePruning(keras.callbacks.Callback):
                 reject("rewind_to", rewind_to, f"<= end_step={self._template.end_step}")
         # Without a ticket nothing here looks at the batches: Keras need not wait.
         self.async_safe = rewind_to is None
-        self._patched: keras.optimizers.Optimizer | None = None
+        choices = (sparsity, scope, pattern, schedule, begin_step, end_step, frequency)
+        self._choices = tuple(_hashable(c) for c in (*choices, include, exclude))
         self._targets: Targets | None = None
         self._trained: list[keras.Variable] = []
         self._first_epoch = 0
@@ -130,13 +132,18 @@ class MagnitudePruning(keras.callbacks.Callback):
     def set_params(self, params: dict[str, Any] | None) -> None:
         """Check the length of the fit, as early as it is known."""
         super().set_params(params)
-        self._restore()
+        fit_scope.make_room(self.model, self)
         self._targets, self._ticket, self._start = None, None, 0
         # All that the callbacks mean to train in this fit, sooner or later.
         self._trained = self.model.trainable_variables
         self._check_length(batches_seen(self.model), self.params["epochs"])
-        # The compiled step of an earlier fit does not prune.
-        self.model.train_function = None
+        optimizer = core_optimizer(self.model)
+
+        def undo():
+            # Of two callbacks the first takes both patches off.
+            vars(optimizer).pop("apply", None)
+
+        fit_scope.enter(self.model, self, undo, key=self._choices)
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._targets is None:
@@ -154,8 +161,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._keep_ticket()
 
     def on_train_end(self, logs=None):
-        self._restore()
-        self.model.train_function = None
+        fit_scope.close(self.model)
         if self._targets is None:
             return
         for kernel in self._targets.kernels:
@@ -186,26 +192,29 @@ class MagnitudePruning(keras.callbacks.Callback):
         # There is no batch 0: what is due there is due before the first.
         for step in range(done + (done > 0), done + 2):
             if self._is_due(step):
-                assign_masked(variables, self._find_masks(step, nonzero(variables)))
-        begin = self._template.begin_step
-        apply = with_pruning(
-            optimizer, variables, self._start, begin, self._is_due, self._find_masks
-        )
+                masks = self._find_masks(targets, step, nonzero(variables))
+                assign_masked(variables, masks)
+        scope = fit_scope.scope_of(self.model)
+        around = vars(optimizer).get("apply")
+        key = (*self._choices, self._start, around, *map(id, (optimizer, *variables)))
+        steps = scope.memory.setdefault("pruning", {})
+        if key not in steps:
+            find_masks = functools.partial(self._find_masks, targets)
+            first = self._template.begin_step
+            steps[key] = with_pruning(
+                optimizer, variables, self._start, first, self._is_due, find_masks
+            )
+        apply, begin_fit = steps[key]
+        begin_fit()
         # Not by `setattr`, which Keras and PyTorch watch.
         vars(optimizer)["apply"] = apply
-        self._patched = optimizer
+        scope.renew_step(self, (key, apply))
         self._keep_ticket()
-
-    def _restore(self) -> None:
-        if self._patched is not None:
-            # Of two callbacks in a fit the first takes both patches off.
-            vars(self._patched).pop("apply", None)
-            self._patched = None
 
     def _check_trained(self) -> None:
         now = self.model.trainable_variables
         if self._trained and not same_variables(now, self._trained):
-            self._restore()
+            fit_scope.close(self.model)
             reject(
                 "trainable_variables",
                 [variable.path for variable in now],
@@ -260,9 +269,8 @@ class MagnitudePruning(keras.callbacks.Callback):
         turn = ((step - begin) % self._frequency == 0) | (step == end)
         return (step >= begin) & (step <= end) & turn
 
-    def _find_masks(self, step, values: list[Tensor]) -> list[Tensor]:
-        assert self._targets is not None
-        return self._targets.masks(values, self._sparsities(self._targets, step))
+    def _find_masks(self, targets, step, values: list[Tensor]) -> list[Tensor]:
+        return targets.masks(values, self._sparsities(targets, step))
 
     def _check_rewind(self, seen: int) -> None:
         if self._rewind_to is not None and seen - self._start > self._rewind_to:
@@ -305,3 +313,10 @@ def _template(schedule, begin_step, end_step) -> Sparsity:
     if end_step is None:
         reject("end_step", end_step, "an integer > begin_step")
     return PolynomialSparsity(0.0, 0.0, begin_step, end_step)
+
+
+def _hashable(value: Any) -> Hashable:
+    """What tells one argument from another."""
+    if isinstance(value, Mapping):
+        return tuple(value.items())
+    return tuple(value) if isinstance(value, list | set) else value

@@ -1,5 +1,6 @@
 """An optimizer's update with pruning after it, inside the compiled step."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,8 @@ def with_pruning(
     begin_step: int,
     is_due: Callable[[Any], Any],
     find_masks: Callable[[Any, list[Tensor]], list[Tensor]],
-) -> Callable:
-    """The optimizer's `apply` with pruning after it.
+) -> tuple[Callable, Callable[[], None]]:
+    """The optimizer's `apply` with pruning after it, and what begins a fit with it.
 
     Args:
         optimizer: The optimizer, built.
@@ -28,17 +29,15 @@ def with_pruning(
         is_due: Whether a step prunes, before its pass.
         find_masks: From a step and the kernels' values to the entries that stay.
     """
-    apply = optimizer.apply
+    # Another callback may prune other kernels.
+    inner = vars(optimizer).get("apply")
     find = as_one_op(find_masks)
     averages = moving_averages(optimizer)
     # On JAX what a step keeps must be in the optimizer, and so in its files. There the
     # zeros themselves are the masks; elsewhere a copy is faster, which no file has.
-    begun = int(step_counter(optimizer)) - start + 1 >= begin_step
     masks = []
     if not _on_jax():
-        masks = [
-            keras.Variable(_alive(v, not begun), trainable=False) for v in variables
-        ]
+        masks = [keras.Variable(_alive(v, True), trainable=False) for v in variables]
     # Nothing but clipping makes a weight zero that is not pruned.
     clips = _on_jax() or isinstance(optimizer, keras.optimizers.Ftrl)
     clipped = [clips or variable.constraint is not None for variable in variables]
@@ -48,6 +47,8 @@ def with_pruning(
         before = [ops.convert_to_tensor(mask) for mask in masks] or [
             _alive(variable, step < begin_step) for variable in variables
         ]
+        # The class may be another one than when the fit began.
+        apply = inner or functools.partial(type(optimizer).apply, optimizer)
         apply(grads, trainable_variables)
         values = [
             _nonzero(variable) if clip else ops.convert_to_tensor(variable)
@@ -67,7 +68,12 @@ def with_pruning(
             if average is not None:
                 average.assign(_masked(ops.convert_to_tensor(average), new))
 
-    return apply_and_prune
+    def begin() -> None:
+        begun = int(step_counter(optimizer)) - start + 1 >= begin_step
+        for mask, variable in zip(masks, variables, strict=False):
+            mask.assign(_alive(variable, not begun))
+
+    return apply_and_prune, begin
 
 
 def _alive(variable: keras.Variable, everything: Any) -> Tensor:

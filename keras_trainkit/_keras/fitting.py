@@ -1,0 +1,127 @@
+"""What a `fit` does with a model, its optimizer and its callbacks."""
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import keras
+
+from keras_trainkit._keras import patched
+
+
+def compile_config(model: keras.Model) -> dict[str, Any]:
+    """What a model was compiled with, as its file names it.
+
+    The dict is another one after each `compile`. Tried on Keras 3.13 and 3.15.
+    """
+    saved = getattr(model, "_compile_config", None)
+    return {} if saved is None else saved.config
+
+
+def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager:
+    """Where to make variables that a model's training step uses.
+
+    Under `tf.distribute` a variable made outside the strategy's scope is one for all
+    replicas, and counts once for each. Tried on Keras 3.13 and 3.15.
+    """
+    strategy = getattr(model, "_distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def track_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
+    """Make a variable one of the optimizer's, the last one.
+
+    Tried on Keras 3.13 and 3.15.
+    """
+    if all(variable is not other for other in optimizer._variables):
+        optimizer._tracker.unlock()
+        optimizer._track_variable(variable)
+
+
+def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    """The variable with an optimizer's learning rate, where that is a number.
+
+    `optimizer.learning_rate` may be overridden. Tried on Keras 3.13 and 3.15.
+    """
+    rate = optimizer._learning_rate
+    return [rate] if isinstance(rate, keras.Variable) else []
+
+
+def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
+    """Take a variable from the optimizer's. Tried on Keras 3.13 and 3.15."""
+    if any(variable is other for other in optimizer._variables):
+        optimizer._untrack_variable(variable)
+
+
+class Fit:
+    """The call of `fit` in which a callback is being set up.
+
+    A callback is not told about the others of a fit, nor that the fit raised. Its
+    `CallbackList` knows the former and lives as long as the call. Tried on Keras 3.13
+    and 3.15.
+    """
+
+    def __init__(self, callback: keras.callbacks.Callback):
+        self._list: Any = None
+        self._in_fit = False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            callbacks = frame.f_locals.get("self")
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                self._list = weakref.ref(callbacks)
+            elif self._list is not None:
+                self._in_fit = frame.f_code.co_name == "fit"
+                break
+            frame = frame.f_back
+
+    @property
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """All callbacks of the fit, as far as they can be known."""
+        callbacks = self._list and self._list()
+        return list(callbacks.callbacks) if callbacks else []
+
+    def is_over(self) -> bool:
+        """Whether the call has returned or raised, in any thread."""
+        if self._list is None:
+            return False
+        # Not called `callbacks`, which is what is looked for.
+        own = self._list()
+        if own is None or not self._in_fit:
+            # A loop written by hand may keep its list anywhere.
+            return own is None
+        return not any(
+            frame.f_locals.get(name) is own
+            for frame in _all_frames()
+            for name in ("callbacks", "self")
+        )
+
+
+def _all_frames() -> Iterator[Any]:
+    """Every frame of every thread; a callback may run in a thread of its own."""
+    for top in list(sys._current_frames().values()):
+        frame: FrameType | None = top
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+
+
+@contextlib.contextmanager
+def own_train_step(model: keras.Model) -> Iterator[None]:
+    """Lets a training function made inside be traced, whatever others there are.
+
+    JAX takes two `jit`s of the same method for one function as long as both live, and
+    would go on with what it traced for the first. Tried on Keras 3.13 and 3.15.
+    """
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    step = model.train_step
+
+    def train_step(*args):
+        return step(*args)
+
+    with patched([(model, "train_step", train_step)]):
+        yield

@@ -1,0 +1,190 @@
+"""Changes that last one fit: made and undone in one place, with the compiled steps."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from keras_trainkit._checks import reject
+from keras_trainkit._keras import sublayers
+from keras_trainkit._keras.fitting import Fit, compile_config, own_train_step
+
+_NAME = "_keras_trainkit_fit_scope"
+_MAX_STEPS = 8
+
+
+@dataclass
+class _Change:
+    """What a callback changed.
+
+    Args:
+        owner: The callback.
+        fit: The fit that it was set up by.
+        what: What it changes, where only one callback may; for errors.
+        key: What the compiled step depends on.
+        undo: Takes the change back.
+    """
+
+    owner: keras.callbacks.Callback
+    fit: Fit
+    what: str | None
+    key: Hashable
+    undo: Callable[[], None]
+
+
+class FitScope:
+    """The changes that callbacks made to a model for the length of a fit.
+
+    All of them end with the first of the callbacks that is told that the training is
+    over, the last change first. If the fit raised they are undone by whoever comes
+    next: the next fit of any kind, whoever reads the learning rate or saves the model,
+    and every function of this package.
+
+    A compiled step is kept for the next fit with the same changes. That of a fit
+    without changes is kept aside.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.model = model
+        self.changes: list[_Change] = []
+        # What callbacks keep from one fit to the next, such as variables.
+        self.memory: dict[Any, Any] = {}
+        self._steps: dict[Hashable, tuple[Any, Any]] = {}
+        self._plain: tuple[Any, Any] = (None, None)
+        self._left: Any = None
+        self._made: Any = None
+
+    def begin(self, change: _Change) -> None:
+        """Enter a change that was made."""
+        if not self.changes:
+            if self._left is not None and self.model.train_function is not self._left:
+                # Someone else wants a new step: something else has changed.
+                self._steps.clear()
+            self._plain = self.model.train_function, self._key()[0]
+            self._made = self.model.train_function = None
+            # Not by `setattr`, which Keras and PyTorch watch.
+            vars(self.model)["make_train_function"] = self._make
+        self.changes.append(change)
+
+    def close(self) -> None:
+        """Undo every change, the last first."""
+        if not self.changes:
+            return
+        changes, self.changes = self.changes, []
+        vars(self.model).pop("make_train_function", None)
+        for change in reversed(changes):
+            change.undo()
+        if self.model.train_function in (None, self._made):
+            plain, key = self._plain
+            self.model.train_function = plain if self._key()[0] == key else None
+        self._left = self.model.train_function
+        self._plain, self._made = (None, None), None
+
+    def renew_step(self, owner: keras.callbacks.Callback, key: Hashable) -> None:
+        """Use the step for what a callback's change is now, in the middle of a fit."""
+        for change in self.changes:
+            if change.owner is owner:
+                change.key = key
+        self.model.train_function = None
+        self.model.make_train_function()
+
+    def _make(self, force: bool = False) -> Any:
+        model = self.model
+        if end_if_over(model):
+            return model.make_train_function(force)
+        key, kept = self._key()
+        found = self._steps.pop(key, (None, None))[1]
+        if force or found is None:
+            model.train_function = None
+            with own_train_step(model):
+                type(model).make_train_function(model)
+            found = model.train_function
+        model.train_function = self._made = found
+        self._steps[key] = kept, found
+        while len(self._steps) > _MAX_STEPS:
+            del self._steps[next(iter(self._steps))]
+        return found
+
+    def _key(self) -> tuple[Hashable, Any]:
+        """What the compiled step depends on, and the objects that it names by id."""
+        model = self.model
+        layers = sublayers(model)
+        config = compile_config(model)
+        names = ("steps_per_execution", "jit_compile", "run_eagerly")
+        key = (
+            tuple(change.key for change in self.changes),
+            tuple(getattr(model, name, None) for name in names),
+            tuple((id(layer), layer.trainable) for layer in layers),
+            tuple(id(variable) for variable in model.trainable_variables),
+            id(model.optimizer),
+            id(config),
+        )
+        return key, (layers, config, model.optimizer)
+
+
+def scope_of(model: keras.Model) -> FitScope:
+    """The scope of a model; a new one for a model that never had one."""
+    scope = vars(model).get(_NAME)
+    if scope is None or scope.model is not model:
+        # A copy of a model may have got the scope of the original.
+        scope = vars(model)[_NAME] = FitScope(model)
+    return scope
+
+
+def make_room(
+    model: keras.Model,
+    owner: keras.callbacks.Callback,
+    what: str | None = None,
+    rivals: tuple[type, ...] = (),
+) -> None:
+    """Undo what an earlier call left, or raise where another callback has it.
+
+    Args:
+        model: The model.
+        owner: The callback that is about to change something.
+        what: What it changes, if no other may.
+        rivals: Classes of callbacks, not ours, that change the same.
+    """
+    end_if_over(model)
+    scope = scope_of(model)
+    if any(change.owner is owner for change in scope.changes):
+        scope.close()
+    others = [c.owner for c in scope.changes if what is not None and c.what == what]
+    others += [c for c in Fit(owner).callbacks if isinstance(c, rivals)]
+    if others:
+        scope.close()
+        names = [type(other).__name__ for other in (*others, owner)]
+        reject("callbacks", names, f"with one that sets the {what} alone")
+
+
+def enter(
+    model: keras.Model,
+    owner: keras.callbacks.Callback,
+    undo: Callable[[], None],
+    *,
+    key: Hashable,
+    what: str | None = None,
+) -> FitScope:
+    """Register a change that lasts the fit in which `owner` is set up."""
+    scope = scope_of(model)
+    scope.begin(_Change(owner, Fit(owner), what, key, undo))
+    return scope
+
+
+def close(model: keras.Model) -> None:
+    """Undo whatever callbacks changed for the length of a fit."""
+    scope = vars(model).get(_NAME)
+    if scope is not None and scope.model is model:
+        scope.close()
+
+
+def end_if_over(model: keras.Model) -> bool:
+    """Undo the changes of a fit that raised; whether there were any."""
+    scope = getattr(model, "__dict__", {}).get(_NAME)
+    if scope is None or scope.model is not model or not scope.changes:
+        return False
+    if not all(change.fit.is_over() for change in scope.changes):
+        return False
+    scope.close()
+    return True
