@@ -70,13 +70,6 @@ class Following(keras.optimizers.Optimizer):
             return self.variables
         return super().variables
 
-    def _get(self):
-        # The momentum, in the classes that have one to schedule.
-        name, model = self._HYPERPARAMETER, self._follows.model
-        if self._current is None and fit_scope.end_if_over(model):
-            return getattr(self, name)
-        return super()._get()
-
     def apply(self, grads, trainable_variables=None):
         """Update all variables, with the rate of this step."""
         follows = self._follows
@@ -115,7 +108,21 @@ def _saved(optimizer: Any) -> list[Any]:
 @functools.cache
 def _following(cls: type, mixin: type | None) -> type:
     bases = (Following, cls) if mixin is None else (Following, mixin, cls)
-    return type(cls.__name__, bases, {})
+    name = getattr(mixin or cls, "_HYPERPARAMETER", None)
+    attributes = {} if name is None else {name: _momentum(mixin or cls, name)}
+    return type(cls.__name__, bases, attributes)
+
+
+def _momentum(cls: type, name: str) -> property:
+    """The momentum, which is the user's own as soon as the fit is over."""
+    inherited: property = getattr(cls, name)
+
+    def get(self):
+        if self._current is None and fit_scope.end_if_over(self._follows.model):
+            return getattr(self, name)
+        return inherited.__get__(self)
+
+    return property(get, inherited.__set__)
 
 
 class FitSchedule(keras.optimizers.schedules.LearningRateSchedule):
