@@ -11,7 +11,12 @@ from . import matrix, registry
 ROOT = Path(__file__).parents[2]
 # Cells that would catch what fails in silence; about 60 s on an idle machine.
 QUICK: dict[str, tuple[str, ...]] = {
-    "adapted_normalization": ("prune_once", "replace_head", "to_mc"),
+    "adapted_normalization": (
+        "prune_once",
+        "replace_head",
+        "to_mc",
+        "prune_channels_half",
+    ),
     "unregistered_without_kwargs": ("prune_once",),
     "layer_without_get_config": ("fold_batch_norm",),
     "lambda_layer": ("replace_head",),
@@ -27,16 +32,15 @@ QUICK: dict[str, tuple[str, ...]] = {
     "weight_shared_twice": ("fold_batch_norm",),
     "frozen_backbone": ("gradual_unfreezing", "one_cycle"),
     "spectral_normalization": ("layerwise",),
-    "regularized_already": ("regularizers_apply",),
+    "regularized_already": ("regularizers_apply", "magnitude_pruning"),
     "inputs_as_list": ("find_lr",),
     "inputs_as_dict": ("signal_report",),
     "several_outputs": ("mc_predict",),
     "string_lookup": ("prune_once", "find_lr"),
     "own_data_set": ("find_lr",),
-    "small_gpt": ("magnitude_pruning", "freeze"),
+    "small_gpt": ("freeze",),
     "train_step_of_pairs": ("find_lr", "one_cycle"),
-    "mobile_vit": ("optimize_for_inference",),
-    "dense_net": ("prune_channels_half",),
+    "time_series_fcn": ("optimize_for_inference",),
 }
 CELLS = [(model, feature) for model, features in QUICK.items() for feature in features]
 
