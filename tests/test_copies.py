@@ -116,7 +116,7 @@ def shared():
 
 def lookup(layer, values):
     layer.adapt(values)
-    x = keras.Input((2,), dtype="int64")
+    x = keras.Input((2,), dtype="int32")
     return keras.Model(x, layers.Embedding(9, 3)(layer(x)))
 
 
@@ -192,7 +192,7 @@ def test_a_copy_is_the_model(name):
     trainable = [variable.path for variable in model.trainable_variables]
     assert [variable.path for variable in copy.trainable_variables] == trainable
     for variable in copy.variables:
-        variable.assign(variable + ops.ones_like(variable))
+        variable.assign(numpy(variable) + 1)
     np.testing.assert_array_equal(numpy(model(x, training=False)), expected)
     for variable, value in zip(model.variables, weights, strict=True):
         np.testing.assert_array_equal(numpy(variable), value)
