@@ -37,6 +37,16 @@ def step_counter(optimizer: keras.optimizers.Optimizer):
     return optimizer._iterations
 
 
+def batch_count(optimizer: keras.optimizers.Optimizer) -> int:
+    """The batches an optimizer has seen, as a number; 0 before it is built.
+
+    `int` does not take the variable under `tf.distribute`. Tried on Keras 3.15.
+    """
+    if not optimizer.built:
+        return 0
+    return int(keras.ops.convert_to_numpy(step_counter(optimizer)))
+
+
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """The model's variables that a built optimizer has slots for.
 

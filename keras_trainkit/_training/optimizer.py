@@ -10,11 +10,11 @@ import numpy as np
 
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import (
+    batch_count,
     copy_exclusions,
     moving_averages,
     set_inner_optimizer,
     set_saved_optimizer,
-    step_counter,
     sublayers,
     updated_variables,
 )
@@ -82,7 +82,7 @@ def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, A
 def batches_seen(model: keras.Model) -> int:
     """The count on which the schedules of the model's optimizer are evaluated."""
     optimizer = core_optimizer(model)
-    return int(step_counter(optimizer)) if optimizer.built else 0
+    return batch_count(optimizer)
 
 
 def has_schedule(optimizer: keras.optimizers.Optimizer) -> bool:

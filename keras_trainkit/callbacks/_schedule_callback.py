@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from keras_trainkit._checks import reject
-from keras_trainkit._keras import step_counter
+from keras_trainkit._keras import batch_count
 from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import core_optimizer
 from keras_trainkit._types import Schedule
@@ -73,7 +73,7 @@ class ScheduleCallback(keras.callbacks.Callback):
         self._begun = True
         follows = self._follows
         optimizer, steps = follows.optimizer, self.params["steps"]
-        seen = int(step_counter(optimizer)) if optimizer.built else 0
+        seen = batch_count(optimizer)
         if steps is not None:
             follows.start = seen - epoch * steps
         elif epoch == 0 or seen == 0:
@@ -91,7 +91,7 @@ class ScheduleCallback(keras.callbacks.Callback):
         if logs is None:
             return
         follows = self._follows
-        last_step = int(step_counter(follows.optimizer)) - 1
+        last_step = batch_count(follows.optimizer) - 1
         logs["learning_rate"] = float(follows.rate(last_step))
         if follows.momentum is not None:
             logs["momentum"] = float(follows.momentum(last_step))

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
-from keras_trainkit._keras import loss_tracker, step_counter, sync_state
+from keras_trainkit._keras import batch_count, loss_tracker, sync_state
 from keras_trainkit._training.optimizer import (
     batches_seen,
     converted,
@@ -98,7 +98,7 @@ class RangeTest:
         original = optimizer_named(model, name)
         if hasattr(original, "inner_optimizer"):
             reject("optimizer", original, "one without loss scaling")
-        begin = int(step_counter(original)) if original.built else 0
+        begin = batch_count(original)
         rate = Delay(Lambda(self._rate), begin)
         copy = converted(original, type(original), {"learning_rate": rate})
         set_optimizer(model, original, copy)

@@ -366,7 +366,7 @@ class Follows:
     @property
     def start(self) -> int:
         """The count of batches at the schedules' step 0."""
-        return int(self.named["start"])
+        return int(ops.convert_to_numpy(self.named["start"]))
 
     @start.setter
     def start(self, value: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainkit._keras import as_one_op, moving_averages, step_counter
+from keras_trainkit._keras import as_one_op, batch_count, moving_averages, step_counter
 from keras_trainkit._types import Tensor
 
 
@@ -69,7 +69,7 @@ def with_pruning(
                 average.assign(_masked(ops.convert_to_tensor(average), new))
 
     def begin() -> None:
-        begun = int(step_counter(optimizer)) - start + 1 >= begin_step
+        begun = batch_count(optimizer) - start + 1 >= begin_step
         for mask, variable in zip(masks, variables, strict=False):
             mask.assign(_alive(variable, not begun))
 
