@@ -438,6 +438,14 @@ def test_several_optimizers_are_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: kt.schedules.OneCycleMomentum(10, max_momentum=2.5),
+            r"`max_momentum` must be a number in \(0, 1\]",
+        ),
+        (
+            lambda: kt.optimizers.Adam(beta_1="abc"),
+            "`beta_1` must be a number or a LearningRateSchedule. Received: beta_1",
+        ),
         (lambda: kt.callbacks.OneCycle(0), "`max_lr` must be a finite number > 0"),
         (lambda: kt.callbacks.OneCycle(0.1, (0.95, 0.85)), r"`momentum` must be a pai"),
         (lambda: kt.callbacks.OneCycle(0.1, (0.9,)), r"`momentum` must be a pair"),

@@ -39,7 +39,7 @@ class Scheduled(keras.optimizers.Optimizer):
         return self._value(step_counter(self))
 
     def _set(self, value: float | Schedule) -> None:
-        if not isinstance(value, LearningRateSchedule) and callable(value):
+        if not isinstance(value, LearningRateSchedule | int | float):
             reject(self._HYPERPARAMETER, value, "a number or a LearningRateSchedule")
         self._value = value
 

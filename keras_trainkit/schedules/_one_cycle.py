@@ -169,10 +169,10 @@ class OneCycleMomentum(_Cycle):
         anneal: str = "cos",
         three_phase: bool = False,
     ):
-        self.max_momentum = check_positive("max_momentum", max_momentum)
-        self.base_momentum = check_positive(
-            "base_momentum", base_momentum, allow_zero=True
+        self.max_momentum = check_in_range(
+            "max_momentum", max_momentum, 0, 1, closed="right"
         )
+        self.base_momentum = check_in_range("base_momentum", base_momentum, 0, 1)
         if self.base_momentum > self.max_momentum:
             reject(
                 "base_momentum", base_momentum, f"<= max_momentum={self.max_momentum:g}"
