@@ -4,6 +4,7 @@ import pytest
 from keras import layers, ops
 
 import keras_trainkit as kt
+from keras_trainkit import cli
 from keras_trainkit.diagnostics import Finding
 from keras_trainkit.diagnostics._curves import curve_findings
 from keras_trainkit.diagnostics._finding import KINDS, in_order
@@ -609,3 +610,22 @@ def test_bad_arguments(options, match):
     arguments = {"model": network(), "x": X, "y": Y, **options}
     with pytest.raises(ValueError, match=match):
         check_up(**arguments)
+
+
+def test_the_command(tmp_path, capsys):
+    model, data = tmp_path / "m.keras", tmp_path / "d.npz"
+    network().save(model)
+    np.savez(data, x=X, y=Y + 1, x_val=X[:9], y_val=Y[:9])
+    command = ["check", str(model), "--data", str(data)]
+    assert cli.main(command) == 3
+    assert "labels_out_of_range: labels from 1 to 3" in capsys.readouterr().out
+    assert cli.main([*command, "--loss", "no_such_loss"]) == 1
+    assert "no_such_loss" in capsys.readouterr().err
+    assert cli.main(["check", str(model), "--data", str(model)]) == 1
+    assert "is not an .npz file with arrays x, y" in capsys.readouterr().err
+    assert cli.main(["check", str(data), "--data", str(data)]) == 1
+    assert "cannot be loaded" in capsys.readouterr().err
+    plain = tmp_path / "plain.keras"
+    keras.Sequential([keras.Input((6,)), layers.Dense(3)]).save(plain)
+    assert cli.main(["check", str(plain), "--data", str(data)]) == 1
+    assert "give --loss" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from keras_trainkit.callbacks._epoch_schedules import PowerSchedule as PowerSche
 from keras_trainkit.callbacks._gradual_unfreezing import (
     GradualUnfreezing as GradualUnfreezing,
 )
+from keras_trainkit.callbacks._monitor import Monitor as Monitor
 from keras_trainkit.callbacks._noise_scale import NoiseScale as NoiseScale
 from keras_trainkit.callbacks._one_cycle import OneCycle as OneCycle
 from keras_trainkit.callbacks._plateau import PlateauSchedule as PlateauSchedule

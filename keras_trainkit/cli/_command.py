@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if all went well, 1 on an error that one line explains,
-        2 on a wrong argument, 130 on Ctrl-C.
+        2 on a wrong argument, 3 if `check` finds a fault, 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
@@ -93,6 +93,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_run_demo)
 
+    check = commands.add_parser(
+        "check",
+        help="what is wrong with a training, and what to do about it",
+        description="Say what is wrong with a training, in the data, the loss, the "
+        "network or the learning rate. Exits with 3 if there is an error or a warning.",
+    )
+    check.add_argument("model", type=Path, help="a compiled model, a .keras file")
+    check.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="NPZ",
+        help="training data: an .npz file with the arrays x and y, and, for validation "
+        "data, x_val and y_val",
+    )
+    check.add_argument("--loss", help="the loss, where the file has none or another")
+    check.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="as you train (default: 32)"
+    )
+    check.set_defaults(run=_run_check, backend=None)
+
     deploy = commands.add_parser(
         "deploy",
         help="variants of a model for deployment, and what each costs",
@@ -154,6 +175,17 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
     run_demo(arguments.data, arguments.out, arguments.epochs, arguments.force)
     return 0
+
+
+def _run_check(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._check import run_check
+
+    return run_check(
+        arguments.model,
+        arguments.data,
+        loss=arguments.loss,
+        batch_size=arguments.batch_size,
+    )
 
 
 def _run_deploy(arguments: argparse.Namespace) -> int:

@@ -314,9 +314,13 @@ def _by_unit(kernel: Kernel, values: np.ndarray) -> np.ndarray:
 
 
 def units(batch: Batch) -> Iterator[Finding]:
-    """`dead_units` and `saturated_units`, the first layer with each."""
-    model = batch.model
-    arrays = outputs(model, batch.x, leaves(model), training=True)
+    """`dead_units` and `saturated_units`."""
+    yield from unit_findings(batch.model, batch.x)
+
+
+def unit_findings(model: keras.Model, x: Any) -> Iterator[Finding]:
+    """Units that say nothing, from the outputs for some inputs."""
+    arrays = outputs(model, x, leaves(model), training=True)
     last = list(arrays)[-1:]
     dead = {
         layer: float((array == 0).all(0).mean())

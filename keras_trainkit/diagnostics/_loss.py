@@ -60,7 +60,7 @@ class Judged:
     @property
     def where(self) -> str:
         """For a finding."""
-        return f"output {self.name!r}"
+        return f"output {self.name!r}" if self.name else "output"
 
     @property
     def is_classifier(self) -> bool:
@@ -155,7 +155,8 @@ def _names(model, predictions) -> list[str]:
     names = getattr(model, "output_names", None)
     if names and len(names) == len(keras.tree.flatten(predictions)):
         return list(names)
-    return [f"{n}" for n in range(len(keras.tree.flatten(predictions)))]
+    count = len(keras.tree.flatten(predictions))
+    return [""] if count == 1 else [f"{n}" for n in range(count)]
 
 
 def by_output(values: Any, names: list[str], spread: bool = False) -> list[Any]:
