@@ -290,7 +290,7 @@ def deep(activation, initializer):
     hidden = [
         layers.Dense(16, activation, kernel_initializer=initializer) for _ in range(14)
     ]
-    return network(before=hidden)
+    return network(before=hidden, hidden={"activation": activation})
 
 
 SECOND_ROUND = {
@@ -336,13 +336,16 @@ SECOND_ROUND = {
     ),
     "exploding": (
         "exploding_gradient",
-        lambda: deep("relu", keras.initializers.RandomNormal(stddev=2.0)),
+        lambda: deep("linear", keras.initializers.RandomNormal(stddev=2.0)),
     ),
     "leak": ("rows_leak_into_each_other", lambda: network(after=[BatchMean()])),
     "noise": ("not_deterministic_at_inference", lambda: network(after=[Jitter()])),
     "cut off": (
         "output_does_not_depend_on_input",
-        lambda: network(before=[layers.Lambda(lambda x: ops.ones_like(x))]),
+        lambda: network(
+            before=[layers.Lambda(lambda x: ops.ones_like(x))],
+            hidden={"activation": "tanh"},
+        ),
     ),
 }
 

@@ -36,7 +36,7 @@ def run_check(
     model = _load(model_path)
     if loss is not None:
         try:
-            model.compile(model.optimizer or "adam", loss)
+            model.compile(model.optimizer or "adam", keras.losses.get(loss))
         except ValueError as error:
             raise CommandError(_first_line(error)) from None
     if not model.compiled:
