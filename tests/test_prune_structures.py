@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import save_and_load
 from keras import layers, ops
-from test_prune_channels import assert_same, example, randomize, zero_units
+from test_prune_channels import example, randomize, zero_units
 
 import keras_trainkit as kt
 
@@ -271,13 +271,12 @@ def test_smaller_model_is_the_one_whose_channels_are_zero(make, tmp_path):
         np.testing.assert_array_equal(result.kept[path], indices)
     x = inputs_of(model)
     loaded = save_and_load(result.model, tmp_path)
-    assert_same(loaded, result.model, x)
     assert result.after.parameters < 0.62 * result.before.parameters
     for layer in model._flatten_layers():
         if isinstance(layer, NORMALIZATIONS):
             layer.call = over_what_is_left(layer)
     for one, other in zip(
-        keras.tree.flatten(result.model(x)), keras.tree.flatten(model(x)), strict=True
+        keras.tree.flatten(loaded(x)), keras.tree.flatten(model(x)), strict=True
     ):
         one, other = ops.convert_to_numpy(one), ops.convert_to_numpy(other)
         assert np.abs(other).max() > 1e-3
