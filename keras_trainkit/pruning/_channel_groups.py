@@ -131,6 +131,23 @@ class Channels:
         """Whether a channel must stay."""
         return root in self._reasons
 
+    def groups(self) -> list[tuple[list[Any], list[int]]]:
+        """The channels that can be cut, by the layers whose units they are.
+
+        Returns:
+            For each group its layers and the roots of its channels.
+        """
+        places: dict[int, dict[int, Any]] = {}
+        for layer, numbers in self.put_out.items():
+            for root in self.roots(numbers):
+                if not self.is_kept(int(root)):
+                    places.setdefault(int(root), {})[id(layer)] = layer
+        groups: dict[frozenset, tuple[list[Any], list[int]]] = {}
+        for root, where in places.items():
+            found = groups.setdefault(frozenset(where), (list(where.values()), []))
+            found[1].append(root)
+        return list(groups.values())
+
     def _root(self, number: int) -> int:
         while self._parents[number] != number:
             self._parents[number] = self._parents[self._parents[number]]

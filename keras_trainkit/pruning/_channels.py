@@ -1,6 +1,6 @@
 """Structured pruning: channels that really go away."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,13 @@ from keras_trainkit._checks import (
 from keras_trainkit._model.compare import random_inputs
 from keras_trainkit._model.flops import count_flops, flops
 from keras_trainkit._model.graph import check_graph
-from keras_trainkit._model.select import check_all_used, check_selectors, selected
+from keras_trainkit._model.select import (
+    Selector,
+    chains,
+    check_all_used,
+    check_selectors,
+    selected,
+)
 from keras_trainkit._stopwatch import latencies
 from keras_trainkit._table import Report, Table
 from keras_trainkit.pruning import _channel_ops, _channel_rules  # noqa: F401
@@ -84,9 +90,9 @@ class ShrinkResult(Report):
 
 def prune_channels(
     model: keras.Model,
-    ratio: float,
+    ratio: float | Mapping[Selector, float],
     *,
-    importance: str = "l1",
+    importance: str | Callable[[keras.layers.Layer], Any] = "l1",
     target: str = "channels",
     scope: str = "layer",
     round_to: int = 1,
@@ -107,12 +113,20 @@ def prune_channels(
 
     Args:
         model: A built Sequential or Functional model; it is not changed.
-        ratio: How much to take away, a fraction in `[0, 1)` of what `target` says.
+        ratio: How much to take away, a fraction in `[0, 1)` of what `target` says; or
+            one for each selector (a layer, a type, a function of a layer, or a regular
+            expression that matches the whole of its name or path), of which the first
+            that fits a layer counts. Layers that none fits stay, unless their channels
+            go with those of another layer; of several ratios the smallest is taken.
         importance: How channels are ranked: `"l1"` or `"l2"`, the norm of their
-            weights over the layer's mean; `"bn_gamma"`, the absolute scale of their
-            BatchNorm, over the mean, and channels without one are left whole;
-            `"taylor"`, the squared sum of weight times gradient for a batch `x`, `y`;
-            `"random"`.
+            weights over the layer's mean; `"group_l2"`, the 2-norm of all weights that
+            go with them, those of the layers behind and of normalizations too;
+            `"bn_gamma"`, the absolute scale of their BatchNorm, over the mean, and
+            channels without one are left whole; `"taylor"`, the squared sum of weight
+            times gradient for a batch `x`, `y`; `"random"`. Or a function from a layer
+            to a number for each of its units (heads, for attention), or to None;
+            where the units of several layers go together, their mean counts, and where
+            there is none they stay.
         target: `"channels"`, `"parameters"` or `"flops"`: what falls by `ratio`; with
             the last two by no less, unless `min_keep` forbids it.
         scope: `"layer"`: the same fraction everywhere; `"global"`: the least important
@@ -135,47 +149,73 @@ def prune_channels(
             reach.
 
     Examples:
+        >>> import keras
         >>> import keras_trainkit as kt
         >>> model = kt.models.build_mlp((20,), 3, hidden_units=(64, 32))
         >>> result = kt.pruning.prune_channels(model, 0.5)
         >>> [layer.units for layer in result.model.layers if hasattr(layer, "units")]
         [32, 16, 3]
 
+        All weights that go with a unit, and a ratio for each layer:
+
+        >>> ratio = {"dense_1|head": 0.25, keras.layers.Dense: 0.5}
+        >>> model = keras.Sequential(
+        ...     [
+        ...         keras.Input((20,)),
+        ...         keras.layers.Dense(16, activation="relu", name="dense_1"),
+        ...         keras.layers.Dense(8, activation="relu", name="dense_2"),
+        ...         keras.layers.Dense(3, name="head"),
+        ...     ]
+        ... )
+        >>> result = kt.pruning.prune_channels(model, ratio, importance="group_l2")
+        >>> {name: len(kept) for name, kept in result.kept.items()}
+        {'dense_1': 12, 'dense_2': 4, 'head': 3}
+
     Reference:
         H. Li et al., Pruning Filters for Efficient ConvNets (2016), arXiv:1608.08710,
         for `"l1"`; Z. Liu et al., Network Slimming (2017), arXiv:1708.06519, for
         `"bn_gamma"`; P. Molchanov et al., Importance Estimation for Neural Network
         Pruning (2019), arXiv:1906.10771, equation 8, for `"taylor"`; G. Fang et al.,
-        DepGraph (2023), arXiv:2301.12900, for what has to go together.
+        DepGraph (2023), arXiv:2301.12900, for what has to go together, and equation 4
+        for `"group_l2"`.
     """
     check_graph(model)
-    check_in_range("ratio", ratio, 0, 1, closed="left")
-    check_choice("importance", importance, IMPORTANCES)
+    ratios = _check_ratio(ratio, target, scope)
+    if not callable(importance):
+        check_choice("importance", importance, IMPORTANCES)
     check_choice("target", target, ("channels", "parameters", "flops"))
     check_choice("scope", scope, ("layer", "global"))
     check_integer("round_to", round_to, minimum=1)
     check_in_range("min_keep", min_keep, 0, 1, closed="right")
-    selectors = check_selectors("exclude", exclude)
+    excluded = check_selectors("exclude", exclude)
     if latency_batch_size is not None:
         check_integer("latency_batch_size", latency_batch_size, minimum=1)
+    every = list(chains(model))
+    check_all_used("exclude", every, excluded)
+    check_all_used("ratio", every, list(ratios))
+    around = {id(chain[-1]): chain for chain in every}
     channels = trace(model)
-    check_all_used("exclude", [(layer,) for layer in channels.layers], selectors)
     for layer, numbers in channels.put_out.items():
-        if selected((layer,), selectors):
+        if selected(around[id(layer)], excluded):
             channels.keep(numbers, "is excluded")
+
+    def ratio_of(layer) -> float | None:
+        fitting = (r for s, r in ratios.items() if selected(around[id(layer)], [s]))
+        return next(fitting, None)
+
     scores = score(model, channels, importance, x, y, seed)
-    groups = list(_groups(channels, scores))
+    groups = list(_groups(channels, scores, ratio_of))
     if not groups:
         whole = [f"{path!r} {reason}" for path, reason in _whole(channels).items()]
         why = "; ".join(whole[:8]) or "no layer has units of its own"
         reject("model", model.name, f"a model with channels that can be cut ({why})")
 
-    def choose(share: float) -> set[int]:
+    def choose(share: float | None) -> set[int]:
         choice = _choose_each if scope == "layer" else _choose_all
         return choice(groups, share, round_to, min_keep)
 
     gone = (
-        choose(ratio)
+        choose(None if ratios else ratio)
         if target == "channels"
         else _search(model, channels, choose, ratio, target)
     )
@@ -196,12 +236,33 @@ def prune_channels(
     )
 
 
+def _check_ratio(ratio: Any, target: str, scope: str) -> dict[Any, float]:
+    """The ratio of each selector; none where one number is for all layers."""
+    if not isinstance(ratio, Mapping):
+        check_in_range("ratio", ratio, 0, 1, closed="left")
+        return {}
+    if not ratio or target != "channels" or scope != "layer":
+        reject("ratio", ratio, 'one number with this `target` or `scope="global"`')
+    check_selectors("ratio", list(ratio))
+    return {
+        selector: check_in_range("ratio", value, 0, 1, closed="left")
+        for selector, value in ratio.items()
+    }
+
+
 @dataclass(frozen=True)
 class _Group:
-    """Channels that lie in the same places, the least important first."""
+    """Channels that lie in the same places, the least important first.
+
+    Attributes:
+        roots: The channels.
+        scores: How much each matters.
+        ratio: How much of them should go, where each layer has its own.
+    """
 
     roots: Numbers
     scores: np.ndarray
+    ratio: float = 0.0
 
     def left(self, share: float, round_to: int, min_keep: float) -> int:
         """How many to leave where `share` of them should go."""
@@ -215,26 +276,25 @@ class _Group:
         return min(max(multiple, least), count)
 
 
-def _groups(channels: Channels, scores: Scores) -> Iterator[_Group]:
-    """The channels that can be cut, by the layers whose units they are."""
-    places: dict[int, set[int]] = {}
-    for layer, numbers in channels.put_out.items():
-        for root in channels.roots(numbers):
-            places.setdefault(int(root), set()).add(id(layer))
-    groups: dict[frozenset, list[int]] = {}
-    for root, where in places.items():
-        if not channels.is_kept(root) and root in scores:
-            groups.setdefault(frozenset(where), []).append(root)
-    for roots in groups.values():
-        order = np.argsort([scores[root] for root in roots], kind="stable")
-        ranked = np.array(roots)[order]
-        yield _Group(ranked, np.array([scores[root] for root in ranked]))
+def _groups(channels: Channels, scores: Scores, ratio_of) -> Iterator[_Group]:
+    for layers, every in channels.groups():
+        roots = [root for root in every if root in scores]
+        if roots:
+            order = np.argsort([scores[root] for root in roots], kind="stable")
+            ranked = np.array(roots)[order]
+            ranking = np.array([scores[root] for root in ranked])
+            given = [
+                ratio for layer in layers if (ratio := ratio_of(layer)) is not None
+            ]
+            yield _Group(ranked, ranking, min(given, default=0.0))
 
 
-def _choose_each(groups, share, round_to, min_keep) -> set[int]:
+def _choose_each(groups, share: float | None, round_to, min_keep) -> set[int]:
+    """The channels that go: of each group the same share, or its own."""
     gone: set[int] = set()
     for group in groups:
-        left = group.left(share, round_to, min_keep)
+        own = group.ratio if share is None else share
+        left = group.left(own, round_to, min_keep)
         gone.update(group.roots[: len(group.roots) - left].tolist())
     return gone
 

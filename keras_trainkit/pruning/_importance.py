@@ -1,5 +1,6 @@
 """How much a channel matters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,24 +10,33 @@ from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._training.recording import gradients_of
 from keras_trainkit.pruning._channel_groups import Channels, Slices
 
-IMPORTANCES = ("l1", "l2", "bn_gamma", "taylor", "random")
+IMPORTANCES = ("l1", "l2", "group_l2", "bn_gamma", "taylor", "random")
 
 Scores = dict[int, float]
 
 
 def score(
-    model: keras.Model, channels: Channels, importance: str, x: Any, y: Any, seed: Any
+    model: keras.Model,
+    channels: Channels,
+    importance: str | Callable[[Any], Any],
+    x: Any,
+    y: Any,
+    seed: Any,
 ) -> Scores:
     """A number for each channel that has weights of its own.
 
     Args:
         model: The model.
         channels: Its channels.
-        importance: One of `IMPORTANCES`.
+        importance: One of `IMPORTANCES`, or a function of a layer.
         x: Inputs, for `"taylor"`.
         y: Targets, for `"taylor"`.
         seed: For `"random"`.
     """
+    if not isinstance(importance, str):
+        return _own(channels, importance)
+    if importance == "group_l2":
+        return _group_l2(channels)
     if importance == "taylor":
         return _taylor(model, channels, x, y)
     if importance == "random":
@@ -56,9 +66,10 @@ def _units(channels: Channels, norm: str) -> Found:
     for slices in channels.slices.values():
         if slices.units is not None:
             value = np.abs(_array(slices.variable))
-            others = tuple(a for a in range(value.ndim) if a != slices.units)
             norms = (
-                value.sum(others) if norm == "l1" else np.sqrt((value**2).sum(others))
+                _sum_but(value, slices.units)
+                if norm == "l1"
+                else np.sqrt(_sum_but(value**2, slices.units))
             )
             found.append((slices, slices.units, norms))
     return found
@@ -79,6 +90,44 @@ def _means(channels: Channels, found: Found) -> Scores:
     return {root: s / counts[root] for root, s in _sums(channels, found).items()}
 
 
+def _group_l2(channels: Channels) -> Scores:
+    """The norm of all weights that go with a channel, over the mean of its group."""
+    squares: Found = [
+        (slices, axis, _sum_but(_array(slices.variable) ** 2, axis))
+        for slices in channels.slices.values()
+        for axis in slices.axes
+        if not slices.statistic
+    ]
+    norms = {root: np.sqrt(total) for root, total in _sums(channels, squares).items()}
+    scores: Scores = {}
+    for _, roots in channels.groups():
+        mean = max(float(np.mean([norms[root] for root in roots])), 1e-30)
+        scores |= {root: norms[root] / mean for root in roots}
+    return scores
+
+
+def _own(channels: Channels, importance: Callable[[Any], Any]) -> Scores:
+    """The mean of what a function says of a channel's units, over its layers."""
+    found: dict[int, list[float]] = {}
+    for layer, numbers in channels.put_out.items():
+        values = importance(layer)
+        if values is None:
+            continue
+        values = np.asarray(keras.ops.convert_to_numpy(values), "float64")
+        if values.shape != numbers.shape or not np.isfinite(values).all():
+            what = f"{len(numbers)} units of {channels.layers[layer]!r}"
+            expected = f"a function that returns a finite number for each of the {what}"
+            reject("importance", values, f"{expected}, or None")
+        for root, value in zip(channels.roots(numbers), values, strict=True):
+            found.setdefault(int(root), []).append(float(value))
+    return {root: float(np.mean(values)) for root, values in found.items()}
+
+
+def _sum_but(values: np.ndarray, axis: int) -> np.ndarray:
+    """Sums over all axes but one."""
+    return values.sum(tuple(other for other in range(values.ndim) if other != axis))
+
+
 def _taylor(model: keras.Model, channels: Channels, x: Any, y: Any) -> Scores:
     if x is None or y is None:
         reject("x", x, 'a batch, with its targets `y`, for importance="taylor"')
@@ -91,8 +140,7 @@ def _taylor(model: keras.Model, channels: Channels, x: Any, y: Any) -> Scores:
         if slices.units is None or gradient is None:
             continue
         product = _array(slices.variable) * gradient
-        others = tuple(a for a in range(product.ndim) if a != slices.units)
-        found.append((slices, slices.units, product.sum(others) ** 2))
+        found.append((slices, slices.units, _sum_but(product, slices.units) ** 2))
     return _sums(channels, found)
 
 
