@@ -159,6 +159,8 @@ MODELS = [
     recurrent, frames, shuffled, sliced, two_sequences, channels_first,
 ]  # fmt: skip
 
+QUICK = [tied, sliced, channels_first]
+
 
 def zero_the_rest(model, kept):
     """Have nothing lead into the channels and heads that are not kept."""
@@ -258,6 +260,8 @@ def inputs_of(model):
 def test_smaller_model_is_the_one_whose_channels_are_zero(make, tmp_path):
     if make is channels_first and keras.backend.backend() == "tensorflow":
         pytest.skip("TensorFlow has no such convolutions on CPU")
+    if make not in QUICK and keras.backend.backend() == "jax":
+        pytest.skip("JAX compiles each operation by itself; what is cut is the same")
     model = randomize(make())
     rng = np.random.default_rng(2)
     for weight in model.weights:

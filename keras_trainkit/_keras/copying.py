@@ -144,6 +144,15 @@ def _retrack(old, new, memo, extra) -> None:
         return
     # Layers and variables of the model besides its graph.
     graph = {id(operation) for operation in functional_part(old)._operations}
+    if isinstance(old, keras.Sequential):
+        # A Sequential tracks the graphs of itself with fewer layers, too.
+        own = {id(layer) for layer in old.layers}
+        graph |= {
+            id(part)
+            for _, store in old._tracker.config.values()
+            for part in store
+            if id(part) not in own and functional_part(part) is not None
+        }
     for name, (_, store) in old._tracker.config.items():
         for part in store:
             if id(part) in graph:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from keras_trainkit._model.copy import remake
 from keras_trainkit._model.graph import inner_model, rebuild
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
 
@@ -33,16 +34,18 @@ def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
         return lambda *args, **kwargs: _called(new, *change(left, args, kwargs))
 
     def _remade(layer):
-        config = layer.get_config()
-        for name, (every, make) in channels.widths.get(layer, {}).items():
-            config[name] = make(*(int(left(numbers).sum()) for numbers in every))
+        changes = {
+            name: make(*(int(left(numbers).sum()) for numbers in every))
+            for name, (every, make) in channels.widths.get(layer, {}).items()
+        }
         if isinstance(layer, layers.TimeDistributed):
-            return layers.TimeDistributed(**{**config, "layer": _remade(layer.layer)})
+            changes["layer"] = _remade(layer.layer)
+            return layers.TimeDistributed(**{**layer.get_config(), **changes})
         if isinstance(layer, layers.Bidirectional):
-            config["layer"] = _remade(layer.forward_layer)
-            config["backward_layer"] = _remade(layer.backward_layer)
-            return layers.Bidirectional(**config)
-        return type(layer).from_config(config)
+            changes["layer"] = _remade(layer.forward_layer)
+            changes["backward_layer"] = _remade(layer.backward_layer)
+            return layers.Bidirectional(**{**layer.get_config(), **changes})
+        return remake(layer, **changes)
 
     def input_shape(x) -> tuple:
         lay = channels.entries[id(x)]

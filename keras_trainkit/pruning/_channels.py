@@ -180,7 +180,7 @@ def prune_channels(
         for `"group_l2"`.
     """
     check_graph(model)
-    ratios = _check_ratio(ratio, target, scope)
+    ratios, share = _check_ratio(ratio, target, scope)
     if not callable(importance):
         check_choice("importance", importance, IMPORTANCES)
     check_choice("target", target, ("channels", "parameters", "flops"))
@@ -215,9 +215,9 @@ def prune_channels(
         return choice(groups, share, round_to, min_keep)
 
     gone = (
-        choose(None if ratios else ratio)
-        if target == "channels"
-        else _search(model, channels, choose, ratio, target)
+        choose(share)
+        if share is None or target == "channels"
+        else _search(model, channels, choose, share, target)
     )
     smaller = cut(model, channels, gone)
     times: list[float | None] = [None, None]
@@ -236,18 +236,20 @@ def prune_channels(
     )
 
 
-def _check_ratio(ratio: Any, target: str, scope: str) -> dict[Any, float]:
-    """The ratio of each selector; none where one number is for all layers."""
+def _check_ratio(
+    ratio: Any, target: str, scope: str
+) -> tuple[dict[Any, float], float | None]:
+    """The ratio of each selector, or the one for all layers."""
     if not isinstance(ratio, Mapping):
-        check_in_range("ratio", ratio, 0, 1, closed="left")
-        return {}
+        return {}, check_in_range("ratio", ratio, 0, 1, closed="left")
     if not ratio or target != "channels" or scope != "layer":
         reject("ratio", ratio, 'one number with this `target` or `scope="global"`')
     check_selectors("ratio", list(ratio))
-    return {
+    each = {
         selector: check_in_range("ratio", value, 0, 1, closed="left")
         for selector, value in ratio.items()
     }
+    return each, None
 
 
 @dataclass(frozen=True)
@@ -283,9 +285,7 @@ def _groups(channels: Channels, scores: Scores, ratio_of) -> Iterator[_Group]:
             order = np.argsort([scores[root] for root in roots], kind="stable")
             ranked = np.array(roots)[order]
             ranking = np.array([scores[root] for root in ranked])
-            given = [
-                ratio for layer in layers if (ratio := ratio_of(layer)) is not None
-            ]
+            given = [r for r in map(ratio_of, layers) if r is not None]
             yield _Group(ranked, ranking, min(given, default=0.0))
 
 

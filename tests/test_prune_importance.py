@@ -1,0 +1,124 @@
+"""Which channels go: importances, and a ratio for each layer."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_trainkit as kt
+
+prune = kt.pruning.prune_channels
+
+
+def chain(units=(10, 8)):
+    return keras.Sequential(
+        [
+            keras.Input((4,)),
+            layers.Dense(units[0], name="first"),
+            layers.BatchNormalization(name="norm"),
+            layers.Dense(units[1], name="second"),
+            layers.Dense(2, name="last"),
+        ]
+    )
+
+
+def array(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+def test_group_l2_is_the_norm_of_all_weights_that_go_with_a_channel():
+    model = chain()
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.uniform(0.5, 2, weight.shape))
+    first, norm, second = model.layers[:3]
+    with_it = [
+        array(first.kernel).T, array(first.bias)[:, None], array(norm.gamma)[:, None],
+        array(norm.beta)[:, None], array(second.kernel),
+    ]  # fmt: skip
+    norms = np.linalg.norm(np.concatenate(with_it, axis=1), axis=1)
+    result = prune(model, 0.5, importance="group_l2")
+    np.testing.assert_array_equal(result.kept["first"], np.sort(np.argsort(norms)[5:]))
+    # Not by chance what the layer's own weights say.
+    assert result.kept["first"].tolist() != prune(model, 0.5).kept["first"].tolist()
+
+
+def test_a_function_says_how_much_units_matter():
+    model = chain()
+
+    def importance(layer):
+        if layer.name == "second":
+            return None
+        return np.arange(layer.units)[::-1]
+
+    result = prune(model, 0.5, importance=importance)
+    assert result.kept["first"].tolist() == [0, 1, 2, 3, 4]
+    assert len(result.kept["second"]) == 8
+    with pytest.raises(ValueError, match="each of the 10 units of 'first'"):
+        prune(model, 0.5, importance=lambda layer: np.ones(3))
+
+
+def test_a_ratio_for_each_layer():
+    ratio = {"first": 0.2, layers.Dense: 0.5}
+    kept = prune(chain(), ratio).kept
+    assert [len(k) for k in kept.values()] == [8, 4, 2]
+    kept = prune(chain(), {"second": 0.25}).kept
+    assert [len(k) for k in kept.values()] == [10, 6, 2]
+
+
+def test_layers_whose_channels_go_together_take_the_smallest_ratio():
+    inputs = keras.Input((4,))
+    x = layers.Dense(8, name="first")(inputs)
+    x = layers.Add()([x, layers.Dense(8, name="second")(x)])
+    model = keras.Model(inputs, layers.Dense(2, name="last")(x))
+    kept = prune(model, {"first": 0.5, "second": 0.25}).kept
+    assert len(kept["first"]) == len(kept["second"]) == 6
+    kept = prune(model, {"second": 0.5}).kept
+    assert len(kept["first"]) == len(kept["second"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"ratio": {}}, "`ratio` must be one number"),
+        ({"ratio": {"first": 1.0}}, r"`ratio` must be a number in \[0, 1\)"),
+        ({"ratio": {"none": 0.5}}, "`ratio` must be such that"),
+        ({"ratio": {"first": 0.5}, "target": "flops"}, "`ratio` must be one number"),
+        ({"ratio": {"first": 0.5}, "scope": "global"}, "`ratio` must be one number"),
+    ],
+)
+def test_bad_ratios(options, match):
+    with pytest.raises(ValueError, match=match):
+        prune(chain(), **options)
+
+
+def test_in_steps_with_training_between():
+    x = np.random.default_rng(0).normal(size=(32, 4)).astype("float32")
+    model, steps = chain((16, 16)), 2
+    for _ in range(steps):
+        model = prune(model, 1 - 0.25 ** (1 / steps), importance="group_l2").model
+        model.compile("sgd", "mse")
+        model.fit(x, x[:, :2], epochs=1, verbose=0)
+    assert [layer.units for layer in model.layers if hasattr(layer, "units")] == [
+        4, 4, 2,
+    ]  # fmt: skip
+
+
+def test_the_layer_that_stands_in_the_way_is_named():
+    class Own(layers.Layer):
+        def call(self, x):
+            return x[..., ::-1]
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(6, name="first"), Own()])
+    with pytest.raises(
+        ValueError, match="'first' feeds Own 'own', which is left whole"
+    ):
+        prune(model, 0.5)
+
+
+def test_lora_is_left_whole_with_a_reason():
+    model = chain()
+    model.layers[0].enable_lora(2)
+    result = prune(model, 0.5)
+    assert "first" not in result.kept
+    assert len(result.kept["second"]) == 4
