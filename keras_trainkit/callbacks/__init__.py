@@ -18,3 +18,4 @@ from keras_trainkit.callbacks._plateau import PlateauSchedule as PlateauSchedule
 from keras_trainkit.callbacks._signal_logger import SignalLogger as SignalLogger
 from keras_trainkit.callbacks._snapshots import Snapshots as Snapshots
 from keras_trainkit.lr_finder._callback import LRFinder as LRFinder
+from keras_trainkit.pruning import MagnitudePruning as MagnitudePruning
