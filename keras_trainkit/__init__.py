@@ -7,6 +7,7 @@ import keras_trainkit as kt
 
 from keras_trainkit import batch_size as batch_size
 from keras_trainkit import callbacks as callbacks
+from keras_trainkit import compression as compression
 from keras_trainkit import constraints as constraints
 from keras_trainkit import datasets as datasets
 from keras_trainkit import diagnostics as diagnostics
@@ -31,6 +32,7 @@ from keras_trainkit._training.batch_norm import (
     recalibrate_batch_norm as recalibrate_batch_norm,
 )
 from keras_trainkit.batch_size import find_batch_size as find_batch_size
+from keras_trainkit.compression import compress as compress
 from keras_trainkit.lr_finder import find_lr as find_lr
 from keras_trainkit.lr_finder import lr_sweep as lr_sweep
 

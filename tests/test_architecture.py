@@ -18,7 +18,7 @@ LEVELS = [
     | {"losses", "metrics"},
     {"lr_finder", "batch_size", "uncertainty", "folding", "pruning", "diagnostics"}
     | {"initializers", "callbacks"},
-    {"models", "export", "tfmot", "transfer"},
+    {"models", "export", "tfmot", "transfer", "compression"},
     {"plots", "cli"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

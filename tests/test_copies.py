@@ -414,3 +414,13 @@ def test_an_inner_model_called_with_a_dict():
     rows = [ROWS[:, :4], ROWS[:, 4:]]
     expected = numpy(model(rows))
     np.testing.assert_allclose(numpy(result.model(rows)), expected, rtol=1e-4)
+
+
+def test_the_copy_of_a_sequential_with_other_shapes_can_be_copied_again():
+    """Keras goes on tracking the graphs that a Sequential had while it grew."""
+    model = keras.Sequential([keras.Input((4,))])
+    for units in (8, 6, 3):
+        model.add(keras.layers.Dense(units))
+    once = kt.pruning.prune_channels(model, 0.5).model
+    twice = kt.pruning.prune_channels(once, 0.5).model
+    assert [layer.units for layer in twice.layers] == [2, 2, 3]

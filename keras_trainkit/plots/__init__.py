@@ -8,6 +8,7 @@ from keras_trainkit.plots._mistakes import confusion_matrix as confusion_matrix
 from keras_trainkit.plots._mistakes import top_losses as top_losses
 from keras_trainkit.plots._signal import signal as signal
 from keras_trainkit.plots._training import compare as compare
+from keras_trainkit.plots._training import front as front
 from keras_trainkit.plots._training import learning_curves as learning_curves
 from keras_trainkit.plots._training import schedule as schedule
 from keras_trainkit.plots._training import variants as variants

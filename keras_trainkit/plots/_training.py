@@ -213,6 +213,38 @@ def variants(
     return axes
 
 
+def front(result: Any, ax: "Axes | None" = None) -> "Axes":
+    """Plot the metric over the size of all that a compression tried.
+
+    Args:
+        result: A `CompressResult`.
+        ax: Where to draw; a new figure by default.
+
+    Returns:
+        The Axes.
+    """
+    ax = ax or _new_axes()
+    kilobytes = [one.bytes / 1e3 for one in result.front]
+    metrics = [one.metric for one in result.front]
+    ax.plot(kilobytes, metrics, "o", color="C0", label="int8 files")
+    for name, one, colour in (
+        ("original, float32", result.original, "C7"),
+        ("chosen", result.chosen, "C3"),
+    ):
+        ax.plot(one.bytes / 1e3, one.metric, "o", color=colour, ms=9, mfc="none")
+        ax.annotate(
+            name,
+            (one.bytes / 1e3, one.metric),
+            textcoords="offset points",
+            xytext=(6, -12),
+            color=colour,
+        )
+    ax.set(xscale="log", xlabel="kB", ylabel="metric")
+    ax.legend()
+    ax.grid(alpha=0.3)
+    return ax
+
+
 def _new_axes() -> Any:
     from matplotlib import pyplot
 

@@ -1,0 +1,5 @@
+"""Compress a model to a budget: say the size and the loss, get the file."""
+
+from keras_trainkit.compression._compress import compress as compress
+from keras_trainkit.compression._result import Candidate as Candidate
+from keras_trainkit.compression._result import CompressResult as CompressResult

@@ -1,0 +1,90 @@
+"""What a compression tried, and what it chose."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from keras_trainkit._table import Report, Table
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One file that was made and measured.
+
+    Attributes:
+        name: How it was made.
+        bytes: Size of the LiteRT file.
+        flops: Floating-point operations of a row; None where they cannot be counted.
+        latency: Median seconds of a pass of one row, or what the user's own function
+            says; None where it was not asked for.
+        metric: The metric on the part of the training data that the choice looks at.
+    """
+
+    name: str
+    bytes: int
+    flops: int | None
+    latency: float | None
+    metric: float
+
+
+@dataclass(frozen=True, repr=False)
+class CompressResult(Report):
+    """A compressed model and all that was tried on the way.
+
+    Attributes:
+        path: The LiteRT file; None where no `path` was given.
+        model: The smaller Keras model that the file was made from, trained.
+        front: Every candidate, in the order in which they were made.
+        chosen: The one that `path` and `model` are.
+        original: The model as it was given, as a float32 LiteRT file.
+        reached: Whether the budget was met.
+        verdict: The metric of the file on the validation data, which were not used to
+            choose, and that of the original model.
+        report: All of this as Markdown.
+    """
+
+    path: Path | None
+    model: keras.Model
+    front: tuple[Candidate, ...]
+    chosen: Candidate
+    original: Candidate
+    reached: bool
+    verdict: tuple[float, float]
+    goal: str
+
+    @property
+    def report(self) -> str:
+        """The table and the verdict as Markdown."""
+        return self.to_markdown()
+
+    def _table(self) -> Table:
+        head = ["candidate", "kB", "MFLOPs", "ms", "metric", ""]
+        return Table(head, [self._cells(one) for one in (self.original, *self.front)])
+
+    def _cells(self, one: Candidate) -> list[str]:
+        def number(form: str, value: Any, unit: float = 1.0) -> str:
+            return "" if value is None else form.format(value / unit)
+
+        return [
+            one.name,
+            f"{one.bytes / 1e3:,.1f}",
+            number("{:,.2f}", one.flops, 1e6),
+            number("{:.3f}", one.latency, 1e-3),
+            f"{one.metric:.4f}",
+            "chosen" if one is self.chosen else "",
+        ]
+
+    def _notes(self) -> list[str]:
+        after, before = self.verdict
+        told = (
+            "reached" if self.reached else "not reached: the nearest is what was chosen"
+        )
+        return [
+            f"{self.goal}: {told}",
+            f"on the validation data, which were not used to choose: {after:.4f}, "
+            f"the original {before:.4f}",
+            f"{self.original.bytes / self.chosen.bytes:.1f} times smaller than the "
+            "original as a float32 file",
+        ]
