@@ -79,7 +79,7 @@ def ratios_after(cuts: list[Cut]) -> Ratios:
 
 def cut_to(model: keras.Model, ratios: Ratios, options: dict[str, Any]) -> ShrinkResult:
     """Cut a fraction of the channels of each group, by the path of a layer."""
-    patterns = {re.escape(layer): ratio for layer, ratio in ratios.items()}
+    patterns: dict[Any, float] = {re.escape(k): ratio for k, ratio in ratios.items()}
     ratio = patterns or 0.0
     return prune_channels(model, ratio, importance="group_l2", **options)
 

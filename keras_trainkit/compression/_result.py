@@ -42,7 +42,7 @@ class CompressResult(Report):
         reached: Whether the budget was met.
         verdict: The metric of the file on the validation data, which were not used to
             choose, and that of the original model.
-        report: All of this as Markdown.
+        goal: What was asked for, in words.
     """
 
     path: Path | None
