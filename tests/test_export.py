@@ -16,6 +16,14 @@ _tensorflow_only = pytest.mark.skipif(
 )
 
 
+# The other backends start a process with TensorFlow for each of these.
+_ELSEWHERE = [] if keras.backend.backend() == "tensorflow" else [pytest.mark.slow]
+
+
+def _slow_elsewhere(test):
+    return pytest.mark.slow(test) if _ELSEWHERE else test
+
+
 @pytest.fixture(scope="module")
 def model():
     keras.utils.set_random_seed(1)
@@ -38,7 +46,11 @@ def x():
 # A float16 mantissa has 11 bits, an int8 value 8: the error of a probability.
 @pytest.mark.parametrize(
     ("quantization", "error", "size"),
-    [(None, 1e-5, 1.0), ("float16", 1e-2, 0.6), ("dynamic", 0.05, 0.4)],
+    [
+        (None, 1e-5, 1.0),
+        pytest.param("float16", 1e-2, 0.6, marks=_ELSEWHERE),
+        pytest.param("dynamic", 0.05, 0.4, marks=_ELSEWHERE),
+    ],
 )
 def test_litert_file_predicts_as_the_model_does(
     model, x, tmp_path, quantization, error, size
@@ -51,6 +63,7 @@ def test_litert_file_predicts_as_the_model_does(
     assert path.stat().st_size < floats * size + 5000
 
 
+@_slow_elsewhere
 def test_int8_has_int8_weights_and_activations(model, x, tmp_path):
     path = kt.export.to_litert(
         model, tmp_path / "m.tflite", "int8", representative_data=x
@@ -260,6 +273,7 @@ def test_the_second_output_is_compared_too(many, monkeypatch, export):
         export(model)
 
 
+@_slow_elsewhere
 def test_dicts_of_inputs_and_outputs(tmp_path):
     inputs = {"x": keras.Input((3,), name="x"), "b": keras.Input((3,), name="b")}
     dense = [layers.Dense(2)(inputs["x"]), layers.Dense(2)(inputs["b"])]
@@ -349,6 +363,7 @@ def test_what_the_other_process_cannot_load_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@_slow_elsewhere
 def test_int16x8(model, x, tmp_path):
     path = kt.export.to_litert(model, tmp_path / "m.tflite", "int16x8", x)
     outputs = kt.export.predict_litert(path, x)
@@ -357,6 +372,7 @@ def test_int16x8(model, x, tmp_path):
     assert {np.int16, np.int8} <= kinds
 
 
+@_slow_elsewhere
 def test_onnx_file_predicts_as_the_model_does(model, x, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = kt.export.to_onnx(model, tmp_path / "m.onnx")
@@ -389,6 +405,7 @@ def mistaken(model, monkeypatch):
     return use
 
 
+@_slow_elsewhere
 def test_a_file_that_gives_something_else_does_not_appear(
     model, tmp_path, mistaken, export
 ):
@@ -398,6 +415,7 @@ def test_a_file_that_gives_something_else_does_not_appear(
     assert list(tmp_path.iterdir()) == []
 
 
+@_slow_elsewhere
 def test_a_quantized_file_of_another_model_does_not_appear(
     model, x, tmp_path, mistaken
 ):
@@ -451,6 +469,7 @@ def report(model, x, tmp_path_factory):
     return kt.export.deployment_report(variants, x, y, repetitions=3), variants
 
 
+@_slow_elsewhere
 def test_report_says_what_each_variant_is(report, model, x):
     report, variants = report
     base, zeros, saved, int8 = report.variants
@@ -474,6 +493,7 @@ def test_report_says_what_each_variant_is(report, model, x):
         assert all(0 < time.median <= time.p95 for time in variant.latencies)
 
 
+@_slow_elsewhere
 def test_report_as_text(report):
     report, _ = report
     rows = [row for row in report.to_markdown().splitlines() if row.startswith("|")]
@@ -487,6 +507,7 @@ def test_report_as_text(report):
     assert [ax.get_xlabel() for ax in axes][-1] == "accuracy"
 
 
+@_slow_elsewhere
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_peak_memory(tmp_path):
     files = []

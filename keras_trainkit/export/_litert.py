@@ -96,6 +96,7 @@ def to_litert(
         arrays = flat_inputs(specs, representative_data, "representative_data")
     elif quantization in _CALIBRATED:
         reject("representative_data", None, f'an array of inputs for "{quantization}"')
+    check_steps(model)
     with whole_file(path, ".tflite") as target:
         options: dict[str, Any] = {
             "quantization": quantization,
@@ -129,7 +130,6 @@ def convert(
     """Write a file with TensorFlow's converter, unchecked."""
     specs = input_specs(model, names)
     options = _converter_options(names, quantization, data, io_dtype)
-    check_steps(model)
     reduced = ("float16", "bfloat16")
     with plain_operations(model, reduced), unrolled(model), converting("LiteRT"):
         Inference(model).export(
