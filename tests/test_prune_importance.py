@@ -122,3 +122,48 @@ def test_lora_is_left_whole_with_a_reason():
     result = prune(model, 0.5)
     assert "first" not in result.kept
     assert len(result.kept["second"]) == 4
+
+
+def test_two_of_four_of_a_depthwise_kernel_along_its_channels():
+    model = keras.Sequential([keras.Input((5, 5, 8)), layers.DepthwiseConv2D(3)])
+    pruned = kt.pruning.prune_once(model, 0.5, pattern="2:4")
+    kernel = array(model.layers[0].kernel).reshape(3, 3, 2, 4)
+    ranks = np.argsort(np.argsort(np.abs(kernel), axis=-1), axis=-1)
+    expected = np.where(ranks >= 2, kernel, 0).reshape(3, 3, 8, 1)
+    np.testing.assert_array_equal(array(pruned.layers[0].kernel), expected)
+    assert kt.pruning.sparsity_report(pruned, "2:4").layers[0].pattern
+    # Two of the three along the width are no such pattern.
+    value = np.ones((3, 3, 8, 1))
+    value[:, 0] = 0
+    pruned.layers[0].kernel.assign(value)
+    assert not kt.pruning.sparsity_report(pruned, "2:4").layers[0].pattern
+
+
+def test_blocks_by_their_largest_entry():
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4)])
+    kernel = array(model.layers[0].kernel)
+    pruned = kt.pruning.prune_once(model, 0.5, pattern="2x2", block_pooling="max")
+    # Five rows: the blocks of the last one are half as high.
+    largest = {
+        (i, j): np.abs(kernel[i : i + 2, j : j + 2]).max()
+        for i in (0, 2, 4)
+        for j in (0, 2)
+    }
+    expected = np.zeros_like(kernel)
+    for i, j in sorted(largest, key=largest.__getitem__)[3:]:
+        expected[i : i + 2, j : j + 2] = kernel[i : i + 2, j : j + 2]
+    np.testing.assert_array_equal(array(pruned.layers[0].kernel), expected)
+    with pytest.raises(ValueError, match="`block_pooling` must be one of"):
+        kt.pruning.prune_once(model, 0.5, block_pooling="mean")
+
+
+def test_lora_is_refused_by_name_or_excluded():
+    model = chain()
+    model.layers[0].enable_lora(2)
+    with pytest.raises(ValueError, match="exclude 'first', which has LoRA"):
+        kt.pruning.prune_once(model, 0.5)
+    pruned = kt.pruning.prune_once(model, 0.5, exclude="first")
+    report = kt.pruning.sparsity_report(pruned)
+    assert list(report.skipped) == ["first"]
+    assert "first: not listed, has LoRA" in report.summary()
+    assert [layer.sparsity for layer in report.layers] == [0.5, 0.5]

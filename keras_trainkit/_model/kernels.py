@@ -31,12 +31,20 @@ class Kernel:
             an embedding, those of one item's vector.
         prefix: What the layer's arguments about it begin with, such as
             `"kernel"` in `kernel_constraint`.
+        channels: The axis of the channels of a depthwise kernel, over which no unit
+            sums; None for another one.
     """
 
     layer: keras.layers.Layer
     variable: keras.Variable
     inputs: tuple[int, ...]
     prefix: str = "kernel"
+    channels: int | None = None
+
+    @property
+    def row(self) -> int:
+        """The axis along which hardware reads it, that of `N:M` patterns."""
+        return self.inputs[-1] if self.channels is None else self.channels
 
     @property
     def units(self) -> int:
@@ -61,6 +69,15 @@ def own_kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
         # Not so: a kernel that Keras computes, as after `enable_lora`.
         if isinstance(kernel.variable, keras.Variable):
             yield kernel
+
+
+def without_kernels(layer: keras.layers.Layer) -> str | None:
+    """Why a layer with a kernel has none that can be changed; None if it can."""
+    if getattr(layer, "lora_enabled", False):
+        return "has LoRA, which computes its kernel at each step"
+    if getattr(layer, "quantization_mode", None):
+        return f"is quantized to {layer.quantization_mode}"
+    return None
 
 
 def inputs_of(tensor) -> tuple[int, ...]:
@@ -93,8 +110,8 @@ def _all_but_last(rank: int) -> tuple[int, ...]:
 
 
 def _own(layer: keras.layers.Layer) -> Iterator[Kernel]:
-    def kernel(name, inputs, prefix="kernel"):
-        return Kernel(layer, getattr(layer, name), tuple(inputs), prefix)
+    def kernel(name, inputs, prefix="kernel", channels=None):
+        return Kernel(layer, getattr(layer, name), tuple(inputs), prefix, channels)
 
     if not layer.built:
         return
@@ -104,10 +121,11 @@ def _own(layer: keras.layers.Layer) -> Iterator[Kernel]:
         yield kernel("embeddings", [1], "embeddings")
     elif isinstance(layer, SEPARABLE):
         rank = len(layer.depthwise_kernel.shape)
-        yield kernel("depthwise_kernel", range(rank - 2), "depthwise")
+        yield kernel("depthwise_kernel", range(rank - 2), "depthwise", rank - 2)
         yield kernel("pointwise_kernel", range(rank - 1), "pointwise")
     elif isinstance(layer, DEPTHWISE):
-        yield kernel("kernel", range(len(layer.kernel.shape) - 2), "depthwise")
+        rank = len(layer.kernel.shape)
+        yield kernel("kernel", range(rank - 2), "depthwise", rank - 2)
     elif isinstance(layer, TRANSPOSED):
         rank = len(layer.kernel.shape)
         yield kernel("kernel", [*range(rank - 2), rank - 1])

@@ -66,7 +66,10 @@ class MagnitudePruning(keras.callbacks.Callback):
             with their entries ranked in one list.
         pattern: None; `"2:4"` or any `"N:M"`, for at most N entries that are not zero
             of M in a row along a unit's inputs, all from `begin_step` on; or blocks
-            such as `"4x1"` (inputs by units) that stay or go as one, by their mean.
+            such as `"4x1"` (inputs by units) that stay or go as one. The N:M of a
+            depthwise kernel are counted along its channels, as hardware reads it.
+        block_pooling: What ranks a block: `"avg"`, the mean of its magnitudes, or
+            `"max"`, the largest.
         schedule: `"polynomial"` (from 0), `"constant"`, or a `PolynomialSparsity` or
             `ConstantSparsity`, whose `final` is that of each layer instead.
         include: What to prune: a layer, a type of layers, a regular expression that
@@ -105,13 +108,16 @@ class MagnitudePruning(keras.callbacks.Callback):
         frequency: int = 100,
         scope: str = "layer",
         pattern: str | None = None,
+        block_pooling: str = "avg",
         schedule: str | Sparsity = "polynomial",
         include: Any = None,
         exclude: Any = None,
         rewind_to: int | None = None,
     ):
         super().__init__()
-        self._rule = make_rule(sparsity, scope, pattern, include, exclude)
+        self._rule = make_rule(
+            sparsity, scope, pattern, include, exclude, block_pooling
+        )
         self._frequency = check_integer("frequency", frequency, minimum=1)
         self._template = _template(schedule, begin_step, end_step)
         self._rewind_to = rewind_to
@@ -122,7 +128,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         # Without a ticket nothing here looks at the batches: Keras need not wait.
         self.async_safe = rewind_to is None
         choices = (sparsity, scope, pattern, schedule, begin_step, end_step, frequency)
-        self._choices = tuple(_hashable(c) for c in (*choices, include, exclude))
+        self._choices = tuple(
+            _hashable(c) for c in (*choices, include, exclude, block_pooling)
+        )
         self._targets: Targets | None = None
         self._trained: list[keras.Variable] = []
         self._first_epoch = 0

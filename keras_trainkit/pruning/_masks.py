@@ -19,10 +19,11 @@ from keras_trainkit._types import Tensor
 
 @dataclass(frozen=True)
 class NofM:
-    """At most `n` entries that are not zero of every `m` along a unit's inputs.
+    """At most `n` entries that are not zero of every `m` in a row.
 
-    The entries are counted along the last axis that a unit sums over; where `m` does
-    not divide it, the last group is short and keeps `n` too.
+    The entries are counted along the last axis that a unit sums over, in a depthwise
+    kernel along its channels; where `m` does not divide it, the last group is short and
+    keeps `n` too.
     """
 
     n: int
@@ -39,10 +40,12 @@ class Blocks:
     Attributes:
         height: Entries along the inputs, all axes but the last.
         width: Entries along the last axis.
+        pooling: What ranks a block: `"avg"`, the mean of its magnitudes, or `"max"`.
     """
 
     height: int = 1
     width: int = 1
+    pooling: str = "avg"
 
     def __str__(self):
         return f"{self.height}x{self.width}"
@@ -56,8 +59,12 @@ class Blocks:
 Pattern = NofM | Blocks
 
 
-def parse_pattern(pattern: str | None) -> Pattern:
+def parse_pattern(pattern: str | None, pooling: str = "avg") -> Pattern:
     """The pattern that `"2:4"`, `"4x1"` or None stands for.
+
+    Args:
+        pattern: The pattern.
+        pooling: What ranks a block, `"avg"` or `"max"`.
 
     Raises:
         ValueError: If it is none of these.
@@ -68,7 +75,7 @@ def parse_pattern(pattern: str | None) -> Pattern:
     if kind == ":" and 0 < a < b:
         return NofM(a, b)
     if kind == "x" and a > 0 and b > 0:
-        return Blocks(a, b)
+        return Blocks(a, b, pooling)
     return reject(
         "pattern", pattern, 'None, "N:M" with 0 < N < M, or a block "HEIGHTxWIDTH"'
     )
@@ -93,11 +100,11 @@ def masks(
     """
     if isinstance(pattern, NofM):
         return [
-            _n_of_m(value, kernel.inputs[-1], pattern)
+            _n_of_m(value, kernel.row, pattern)
             for kernel, value in zip(kernels, values, strict=True)
         ]
     scores = [
-        ops.reshape(_block_means(ops.abs(value), pattern), (-1,)) for value in values
+        ops.reshape(_block_scores(ops.abs(value), pattern), (-1,)) for value in values
     ]
     if together:
         sizes = [int(score.shape[0]) for score in scores]
@@ -131,7 +138,7 @@ def least_zeros(
     if isinstance(pattern, NofM):
         zeros = []
         for kernel, shape in zip(kernels, shapes, strict=True):
-            length = shape[kernel.inputs[-1]]
+            length = shape[kernel.row]
             groups, rest = divmod(length, pattern.m)
             pruned = groups * (pattern.m - pattern.n) + max(rest - pattern.n, 0)
             zeros.append(pruned * math.prod(shape) // length)
@@ -148,7 +155,7 @@ def keeps_to(array: np.ndarray, kernel: Kernel, pattern: Pattern) -> bool:
     alive = (array != 0).astype("float32")
     if isinstance(pattern, NofM):
         # Zeros rank last, so a mask that keeps all others drops none of them.
-        kept = _n_of_m(ops.convert_to_tensor(alive), kernel.inputs[-1], pattern)
+        kept = _n_of_m(ops.convert_to_tensor(alive), kernel.row, pattern)
         return not np.any(alive[~ops.convert_to_numpy(kept)])
     means = ops.convert_to_numpy(_block_means(ops.convert_to_tensor(alive), pattern))
     return bool(np.isin(means, (0, 1)).all())
@@ -210,26 +217,34 @@ def _n_of_m(value: Tensor, axis: int, pattern: NofM) -> Tensor:
     return ops.moveaxis(kept, -1, axis)
 
 
+def _block_scores(magnitudes: Tensor, blocks: Blocks) -> Tensor:
+    if blocks.height == blocks.width == 1:
+        return magnitudes
+    if blocks.pooling == "max":
+        # The zeros that fill a block up are no larger than any magnitude.
+        return ops.max(_in_blocks(magnitudes, blocks), axis=(1, 3))
+    return _block_means(magnitudes, blocks)
+
+
 def _block_means(scores: Tensor, blocks: Blocks) -> Tensor:
-    if blocks == Blocks():
-        return scores
-    shape = tuple(scores.shape)
-    sizes = ops.ones_like(scores)
-    return _block_sums(scores, shape, blocks) / _block_sums(sizes, shape, blocks)
+    sizes = _in_blocks(ops.ones_like(scores), blocks)
+    sums = ops.sum(_in_blocks(scores, blocks), axis=(1, 3))
+    return sums / ops.sum(sizes, axis=(1, 3))
 
 
-def _block_sums(x: Tensor, shape: tuple[int, ...], blocks: Blocks) -> Tensor:
+def _in_blocks(x: Tensor, blocks: Blocks) -> Tensor:
+    """A kernel as rows, heights, columns and widths of blocks, filled up with zeros."""
+    shape = tuple(x.shape)
     rows, columns = blocks.grid(shape)
     matrix = ops.reshape(x, (-1, shape[-1]))
     height, width = matrix.shape
     spare = (rows * blocks.height - height, columns * blocks.width - width)
     matrix = ops.pad(matrix, [(0, spare[0]), (0, spare[1])])
-    parts = ops.reshape(matrix, (rows, blocks.height, columns, blocks.width))
-    return ops.sum(parts, axis=(1, 3))
+    return ops.reshape(matrix, (rows, blocks.height, columns, blocks.width))
 
 
 def _expand(mask: Tensor, blocks: Blocks, shape: tuple[int, ...]) -> Tensor:
-    if blocks == Blocks():
+    if blocks.height == blocks.width == 1:
         return ops.reshape(mask, shape)
     mask = ops.reshape(mask, blocks.grid(shape))
     mask = ops.repeat(ops.repeat(mask, blocks.height, axis=0), blocks.width, axis=1)

@@ -18,6 +18,7 @@ def prune_once(
     *,
     scope: str = "layer",
     pattern: str | None = None,
+    block_pooling: str = "avg",
     include: Any = None,
     exclude: Any = None,
 ) -> keras.Model:
@@ -30,6 +31,7 @@ def prune_once(
             always stays. Of equal magnitudes, those that come first go first.
         scope: `"layer"`, or `"global"` to rank the entries of all kernels together.
         pattern: None, `"N:M"` or a block such as `"4x1"`, as in `MagnitudePruning`.
+        block_pooling: What ranks a block, `"avg"` or `"max"`, as there.
         include: What to prune, as in `MagnitudePruning`.
         exclude: What not to prune.
 
@@ -50,7 +52,7 @@ def prune_once(
         S. Han et al., Learning both Weights and Connections for Efficient Neural
         Networks (2015), arXiv:1506.02626.
     """
-    rule = make_rule(sparsity, scope, pattern, include, exclude)
+    rule = make_rule(sparsity, scope, pattern, include, exclude, block_pooling)
     pruned = copy_model(model)
     targets = find_targets(pruned, rule)
     variables = [kernel.variable for kernel in targets.kernels]

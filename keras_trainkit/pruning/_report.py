@@ -1,13 +1,13 @@
 """The zeros of a model, counted."""
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import keras
 import numpy as np
 
-from keras_trainkit._model.kernels import Kernel
-from keras_trainkit._model.select import kernels_in
+from keras_trainkit._model.kernels import Kernel, own_kernels, without_kernels
+from keras_trainkit._model.select import chains, kernels_in
 from keras_trainkit._table import Report, Table
 from keras_trainkit.pruning._masks import Pattern, keeps_to, parse_pattern
 
@@ -46,6 +46,7 @@ class SparsityReport(Report):
         nonzeros: Number of them that are not zero.
         raw_bytes: Size of all weights.
         gzip_bytes: Size of all weights after gzip.
+        skipped: The layers whose kernel is not listed, by path, and why.
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -53,6 +54,7 @@ class SparsityReport(Report):
     nonzeros: int
     raw_bytes: int
     gzip_bytes: int
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def _table(self) -> Table:
         asked = any(layer.pattern is not None for layer in self.layers)
@@ -66,7 +68,8 @@ class SparsityReport(Report):
         return Table(head, [*rows, [*_cells("total", total), *[""] * asked]])
 
     def _notes(self) -> list[str]:
-        return [f"{self.raw_bytes:,} bytes, {self.gzip_bytes:,} after gzip"]
+        skipped = [f"{path}: not listed, {why}" for path, why in self.skipped.items()]
+        return [f"{self.raw_bytes:,} bytes, {self.gzip_bytes:,} after gzip", *skipped]
 
 
 def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityReport:
@@ -95,6 +98,12 @@ def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityR
         nonzeros=sum(int(np.count_nonzero(_array(w))) for w in model.weights),
         raw_bytes=len(raw),
         gzip_bytes=_gzip_bytes(raw),
+        skipped={
+            "/".join(layer.name for layer in chain): reason
+            for chain in chains(model)
+            if (reason := without_kernels(chain[-1]))
+            and not any(True for _ in own_kernels(chain[-1]))
+        },
     )
 
 

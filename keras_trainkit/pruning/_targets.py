@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_in_range, reject
-from keras_trainkit._model.kernels import Kernel
+from keras_trainkit._model.kernels import Kernel, without_kernels
 from keras_trainkit._model.select import (
     Selector,
     check_all_used,
@@ -16,6 +16,7 @@ from keras_trainkit._model.select import (
     kernels_in,
     selected,
 )
+from keras_trainkit._model.select import chains as all_chains
 from keras_trainkit._types import Tensor
 from keras_trainkit.pruning._masks import (
     Blocks,
@@ -45,14 +46,22 @@ class Rule:
     exclude: tuple[Selector, ...]
 
 
-def make_rule(sparsity: Any, scope: Any, pattern: Any, include: Any, exclude: Any):
+def make_rule(
+    sparsity: Any,
+    scope: Any,
+    pattern: Any,
+    include: Any,
+    exclude: Any,
+    block_pooling: Any = "avg",
+) -> Rule:
     """The arguments, checked.
 
     Raises:
         ValueError: If one is out of its range or two contradict each other.
     """
     check_choice("scope", scope, ("layer", "global"))
-    parsed = parse_pattern(pattern)
+    check_choice("block_pooling", block_pooling, ("avg", "max"))
+    parsed = parse_pattern(pattern, block_pooling)
     if isinstance(sparsity, Mapping):
         check_selectors("sparsity", list(sparsity))
         for value in sparsity.values():
@@ -114,17 +123,31 @@ def find_targets(
     Raises:
         ValueError: If there are none, or a selector means no layer.
     """
-    found = list(kernels_in(model))
+    found, every = list(kernels_in(model)), list(all_chains(model))
+    # Those whose kernel cannot be pruned may be named too, to leave them out.
     chains = [chain for chain, _ in found]
+    chains += [chain for chain in every if without_kernels(chain[-1])]
     per_layer = rule.sparsity if isinstance(rule.sparsity, Mapping) else {}
     check_all_used("include", chains, rule.include)
     check_all_used("exclude", chains, rule.exclude)
     check_all_used("sparsity", chains, list(per_layer))
+
+    def wanted(chain: tuple) -> bool:
+        if rule.include and not selected(chain, rule.include):
+            return False
+        if selected(chain, rule.exclude) or _final(chain, rule.sparsity) is None:
+            return False
+        return True
+
+    for chain in every:
+        reason = without_kernels(chain[-1])
+        if reason and wanted(chain):
+            name = chain[-1].name
+            expected = f"such that its kernels can be pruned, or exclude {name!r}"
+            reject("model", model.name, f"{expected}, which {reason}")
     kernels, finals = [], []
     for chain, kernel in found:
-        if rule.include and not selected(chain, rule.include):
-            continue
-        if selected(chain, rule.exclude):
+        if not wanted(chain):
             continue
         if trainable_only and not _trained(chain, kernel):
             continue
