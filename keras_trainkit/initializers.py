@@ -5,12 +5,13 @@ import numpy as np
 from keras import layers
 
 from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._model.graph import Call, Edge, Graph, check_graph, read
 from keras_trainkit._model.kernels import Kernel, kernels
 from keras_trainkit._training.recording import inputs, leaves, outputs
 from keras_trainkit._training.state import weights_back_on_error
 from keras_trainkit.layers import WeightNormalization
 
-__all__ = ["data_dependent", "lsuv"]
+__all__ = ["data_dependent", "fixup", "lsuv"]
 
 
 def __dir__() -> list[str]:
@@ -28,6 +29,14 @@ _LINEAR = (
     layers.Conv3DTranspose,
     layers.DepthwiseConv1D,
     layers.DepthwiseConv2D,
+)
+
+
+_NORMS = (
+    layers.BatchNormalization,
+    layers.LayerNormalization,
+    layers.GroupNormalization,
+    layers.RMSNormalization,
 )
 
 
@@ -129,6 +138,106 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
         for layer in chosen:
             layer.adapt(inputs(model, batch, layer))
     return [layer.name for layer in chosen]
+
+
+def fixup(model: keras.Model) -> dict[str, float]:
+    """Scale the weights of a residual network so that it trains without normalization.
+
+    In a network of `L` residual branches with `m` weight layers each, the kernels
+    in a branch are multiplied by `L ** (-1 / (2 m - 2))`, that of its last layer is
+    zero, and so is that of the layer that outputs the result. All biases of these
+    layers become zero. The update of the whole network then does not depend on its
+    depth. The kernels must be freshly initialized, by `he_normal` or the like.
+
+    A branch is the input of an `Add` (or of `+`) with more layers with weights that the
+    other one has not. The paper also adds scalar biases and a scalar multiplier to each
+    branch: give the layers biases (`use_bias=True`), which do more.
+
+    Args:
+        model: A built Sequential or Functional model, nested ones included; it is
+            changed in place.
+
+    Returns:
+        The factor of each kernel that was changed, by the path of its layer.
+
+    Raises:
+        ValueError: If the model has no residual branch, or has normalization layers,
+            which make this needless; the model is then as it was.
+
+    Examples:
+        >>> import keras, keras_trainkit as kt
+        >>> x = inputs = keras.Input((8,))
+        >>> for _ in range(16):
+        ...     y = keras.layers.Dense(8, "relu", kernel_initializer="he_normal")(x)
+        ...     y = keras.layers.Dense(8, kernel_initializer="he_normal")(y)
+        ...     x = keras.layers.Add()([x, y])
+        >>> model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+        >>> factors = kt.initializers.fixup(model)
+        >>> sorted(set(factors.values())), factors["head"]
+        ([0.0, 0.25], 0.0)
+
+    Reference:
+        H. Zhang, Y. Dauphin and T. Ma, Fixup Initialization: Residual Learning Without
+        Normalization (2019), arXiv:1901.09321, section 3.
+    """
+    check_graph(model)
+    graph = read(model)
+    norms = [call.path for call in graph.calls if isinstance(call.layer, _NORMS)]
+    if norms:
+        reject("model", norms[0], "a model without normalization layers")
+    branches = [branch for call in graph.calls if (branch := _branch(call))]
+    if not branches:
+        reject("model", model.name, "a model with residual branches that an Add joins")
+    factors: dict[Call, float] = {}
+    for branch in branches:
+        scale = len(branches) ** (-1 / (2 * len(branch) - 2)) if branch[1:] else 0.0
+        factors |= {call: scale for call in branch[:-1]} | {branch[-1]: 0.0}
+    factors |= {call: 0.0 for call in _last_layers(graph)}
+    for call, factor in factors.items():
+        for kernel in kernels(call.layer):
+            value = keras.ops.convert_to_numpy(kernel.variable)
+            kernel.variable.assign(value * factor)
+        if getattr(call.layer, "bias", None) is not None:
+            call.layer.bias.assign(np.zeros(call.layer.bias.shape))
+    return {call.path: factor for call, factor in factors.items()}
+
+
+def _branch(call: Call) -> list[Call]:
+    """The layers with weights of the residual branch that an addition joins."""
+    adds = isinstance(call.layer, layers.Add) or type(call.layer).__name__ == "Add"
+    if not adds or len(call.inputs) != 2:
+        return []
+    behind = [_weighted_behind(edge) for edge in call.inputs]
+    alone = [[one for one in behind[k] if one not in behind[1 - k]] for k in range(2)]
+    shorter, longer = sorted(alone, key=len)
+    return longer if len(longer) > len(shorter) else []
+
+
+def _weighted_behind(edge: Edge) -> list[Call]:
+    """All calls of layers with weights that a tensor comes from, the first first."""
+    found: dict[Call, None] = {}
+    stack, seen = [edge], set()
+    while stack:
+        call = stack.pop().producer
+        if call is None or call in seen:
+            continue
+        seen.add(call)
+        if isinstance(call.layer, _LINEAR):
+            found[call] = None
+        stack += call.inputs
+    return list(found)[::-1]
+
+
+def _last_layers(graph: Graph) -> list[Call]:
+    """The layers with weights that the outputs come from first."""
+    found = []
+    for edge in graph.outputs:
+        while edge.producer is not None and len(edge.producer.inputs) == 1:
+            if isinstance(edge.producer.layer, _LINEAR):
+                found.append(edge.producer)
+                break
+            (edge,) = edge.producer.inputs
+    return found
 
 
 def _used(model, batch) -> list[keras.layers.Layer]:

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from helpers import to_numpy
 from keras import layers
+from sklearn.datasets import load_digits
 
 import keras_trainkit as kt
 
@@ -108,3 +109,59 @@ def test_data_dependent_standardizes_each_unit(rng):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(deep_relu(1), np.ones((4, 12), "float32"))
+
+
+def residual(blocks, units=16):
+    """Dense blocks with skips and no normalization; 110 layers for 54 blocks."""
+    init = {"kernel_initializer": "he_normal"}
+    inputs = keras.Input((64,))
+    x = keras.layers.Dense(units, "relu", **init)(inputs)
+    for _ in range(blocks):
+        y = keras.layers.Dense(units, "relu", bias_initializer="ones", **init)(x)
+        y = keras.layers.Dense(units, **init)(y)
+        x = keras.layers.ReLU()(x + y)
+    return keras.Model(inputs, keras.layers.Dense(10, "softmax", **init)(x))
+
+
+def test_fixup_trains_110_layers_where_he_does_not():
+    x, y = load_digits(return_X_y=True)
+    x = x[:512].astype("float32") / 16
+    losses = {}
+    for name in ("he", "fixup"):
+        keras.utils.set_random_seed(0)
+        model = residual(54)
+        if name == "fixup":
+            kt.initializers.fixup(model)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        first = model.evaluate(x, y[:512], verbose=0)
+        model.fit(x, y[:512], epochs=10, batch_size=64, verbose=0)
+        losses[name] = first, model.evaluate(x, y[:512], verbose=0)
+    assert losses["fixup"][0] == pytest.approx(np.log(10), rel=1e-4)
+    assert losses["fixup"][1] < 1.0
+    assert not losses["he"][1] < 2.2
+
+
+def test_fixup_scales_by_the_number_of_branches():
+    model = residual(4)
+    before = model.get_weights()
+    factors = kt.initializers.fixup(model)
+    after = model.get_weights()
+    # The stem stays; m = 2 layers in each of L = 4 branches: 4 ** (-1 / 2).
+    np.testing.assert_array_equal(before[0], after[0])
+    for block in range(4):
+        first, bias, last = (2 + 4 * block + k for k in (0, 1, 2))
+        np.testing.assert_allclose(after[first], before[first] / 2, rtol=1e-6)
+        assert not after[bias].any()
+        assert not after[last].any()
+    assert not after[-2].any()
+    assert sorted(factors.values()) == [0.0] * 5 + [0.5] * 4
+
+
+def test_fixup_refuses_what_is_not_for_it():
+    plain = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="a model with residual branches"):
+        kt.initializers.fixup(plain)
+    resnet = kt.models.build_cifar_resnet((8, 8, 3), 2, depth=8)
+    with pytest.raises(ValueError, match="without normalization layers"):
+        kt.initializers.fixup(resnet)
