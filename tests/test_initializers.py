@@ -123,6 +123,7 @@ def residual(blocks, units=16):
     return keras.Model(inputs, keras.layers.Dense(10, "softmax", **init)(x))
 
 
+@pytest.mark.slow
 def test_fixup_trains_110_layers_where_he_does_not():
     x, y = load_digits(return_X_y=True)
     x = x[:512].astype("float32") / 16
