@@ -63,7 +63,7 @@ history = model.fit(
     *data.train,
     epochs=epochs(20),
     validation_data=data.validation,
-    callbacks=[kt.callbacks.OneCycle(found.suggestions["one_cycle"])],
+    callbacks=[kt.callbacks.OneCycle(found.one_cycle)],
     verbose=0,
 ).history
 loss, accuracy = model.evaluate(*data.test, verbose=0)

@@ -42,15 +42,15 @@ def ready(model, rate, optimizer=None):
 
 
 def found_rates(make, optimizer=None, batch_size=128):
-    """The finder's suggestions for a network."""
+    """What the finder says about a network."""
     keras.utils.set_random_seed(0)
     model = ready(make(), 1e-3, optimizer and optimizer(1e-3))
-    return kt.find_lr(model, *data.train, batch_size=batch_size).suggestions
+    return kt.find_lr(model, *data.train, batch_size=batch_size)
 
 
 def constant(make, number, optimizer=None):
     """Train at the constant rate that the finder suggests."""
-    rate = found_rates(make, optimizer)["descent"]
+    rate = found_rates(make, optimizer).suggestion
     return train(
         lambda: ready(make(), rate, optimizer and optimizer(rate)),
         data,
@@ -107,7 +107,7 @@ for name, options, published in (
     def make(options=options):
         return mlp(hidden_units=DEEP, **options)
 
-    top = found_rates(make, clipped, batch_size=64)["one_cycle"]
+    top = found_rates(make, clipped, batch_size=64).one_cycle
     runs = train(
         lambda make=make, top=top: ready(make(), top, clipped(top)),
         data,
@@ -197,7 +197,7 @@ optimizers
 
 # %%
 rates = found_rates(mlp)
-rate, peak = rates["descent"], rates["one_cycle"]
+rate, peak = rates.suggestion, rates.one_cycle
 number = epochs(25)
 SCHEDULES = {
     "constant": (list, ""),
@@ -294,7 +294,7 @@ def alpha_mlp():
     return mlp(preset="self_normalizing", dropout="alpha")
 
 
-alpha_peak = found_rates(alpha_mlp)["one_cycle"]
+alpha_peak = found_rates(alpha_mlp).one_cycle
 runs = train(
     lambda: ready(alpha_mlp(), alpha_peak),
     data,

@@ -211,7 +211,7 @@ def peak(options):
     """The best peak of a short cycle, from the one that the finder suggests up."""
     keras.utils.set_random_seed(0)
     model = compiled(1e-3, **options)
-    start = kt.find_lr(model, *data.train, batch_size=128).suggestions["one_cycle"]
+    start = kt.find_lr(model, *data.train, batch_size=128).one_cycle
     return best_rate(
         [start * factor for factor in (1, 2, 4, 8)],
         lambda rate: one_cycle(options, rate, epochs(5), seeds=(0,))[0].score,

@@ -36,7 +36,7 @@ def make():
 
 rate = preset.learning_rate
 keras.utils.set_random_seed(0)
-peak = kt.find_lr(make(), *data.train, batch_size=128).suggestions["one_cycle"]
+peak = kt.find_lr(make(), *data.train, batch_size=128).one_cycle
 runs = train(
     make, data, epochs=epochs(10), callbacks=lambda: [kt.callbacks.OneCycle(peak)]
 )

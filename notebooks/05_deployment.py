@@ -64,7 +64,7 @@ def fit(model, max_lr, number):
 
 model = convolutions()
 found = kt.find_lr(model, x, y, batch_size=64)
-peak = found.suggestions["one_cycle"]
+peak = found.one_cycle
 fit(model, peak, 4)
 print(
     f"rate {peak:.2g}, validation {model.evaluate(*data.validation, verbose=0)[1]:.3f}"

@@ -476,3 +476,8 @@ def test_bad_arguments(make, message):
 
 def test_the_loss_of_the_model_is_what_it_says():
     assert float(mean_output(None, np.array([1.0, 3.0], "float32"))) == 2
+
+
+def test_one_cycle_says_that_no_rate_was_found():
+    with pytest.raises(ValueError, match="a range test that found none returns None"):
+        kt.callbacks.OneCycle(None)

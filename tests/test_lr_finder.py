@@ -626,3 +626,98 @@ def test_an_uncompiled_model_is_refused():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     with pytest.raises(ValueError, match="`model` must be a compiled Keras model"):
         kt.find_lr(model, np.ones((4, 2)), np.ones(4))
+
+
+def scattered(noise, scale=1.0):
+    """A task of one weight whose losses are noisy from batch to batch."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(320, 4)).astype("float32")
+    y = x[:, :1] * scale + noise * rng.normal(size=(320, 1)).astype("float32")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.layers[0].kernel.assign(np.zeros((4, 1)))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model, x, y
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict", "low", "high"),
+    [
+        ({"max_lr": 1e-2}, "still falling at max_lr: raise it", 1e-7, 1.0),
+        ({"min_lr": 50.0, "max_lr": 500.0}, "diverges at min_lr: lower it", 0.05, 500),
+    ],
+)
+def test_a_test_that_is_not_clear_is_repeated_once(options, verdict, low, high):
+    model, x, y = scattered(0.0)
+    x, y = x[:32], y[:32]
+    before = model.get_weights()
+    found = kt.find_lr(model, x, y, **options)
+    assert found.first.verdict == verdict
+    assert found.first.first is None
+    np.testing.assert_allclose([found.lrs[0]], [low], rtol=1e-5)
+    # It ends where the loss explodes.
+    assert found.first.lrs[0] < found.lrs[-1] <= 1.0001 * high
+    assert found.suggestion > 0.01
+    assert repr(verdict) in found.summary()
+    assert model.optimizer.iterations == 0
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    assert kt.find_lr(model, x, y, num_steps=100, **options).first is None
+    batches = ((x, y) for _ in range(900))
+    assert kt.find_lr(model, batches, **options).first is None
+
+
+def test_confirm_trains_at_rates_around_the_suggestion():
+    """Against gradient descent on the same quadratic in NumPy."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(64, 3)).astype("float32") * np.array([1.5, 1.0, 0.5], "f")
+    y = x @ np.array([[1.0], [-2.0], [3.0]], "f")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
+    model.layers[0].kernel.assign(np.zeros((3, 1)))
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    found = kt.find_lr(model, x, y, batch_size=64, num_steps=80, confirm=5)
+    plain = kt.find_lr(model, x, y, batch_size=64, num_steps=80)
+    np.testing.assert_array_equal(model.get_weights()[0], np.zeros((3, 1)))
+    assert model.optimizer.iterations == 0
+    assert model.optimizer.learning_rate == np.float32(0.1)
+
+    def descent(rate, steps):
+        w, losses = np.zeros((3, 1)), []
+        for _ in range(steps):
+            error = x @ w - y
+            losses.append(np.square(error).mean())
+            w = w - rate * 2 * x.T @ error / len(x)
+        if not losses[-1] < 8 * losses[0]:
+            return np.inf
+        return np.mean(losses[-(steps // 4) :])
+
+    rates = plain.suggestion * np.array([1 / 3, 3**-0.5, 1, 3**0.5, 3])
+    first = {rate: descent(rate, 40) for rate in rates}
+    second = sorted(rates, key=first.get)[:3]
+    third = sorted(second, key=lambda rate: descent(rate, 80))[:2]
+    expected = {
+        rate: descent(rate, 160 if rate in third else 80 if rate in second else 40)
+        for rate in rates
+    }
+    np.testing.assert_allclose(sorted(found.confirmed), rates, rtol=1e-5)
+    for rate, loss in found.confirmed.items():
+        near = min(expected, key=lambda r: abs(r - rate))
+        np.testing.assert_allclose(loss, expected[near], rtol=1e-3, atol=1e-10)
+    best = min(third, key=lambda rate: expected[rate])
+    np.testing.assert_allclose(found.suggestion, best, rtol=1e-5)
+    assert "the best of 5" in found.summary()
+
+
+def test_confirm_is_checked(data):
+    model, x, y = scattered(0.1)
+    with pytest.raises(ValueError, match="`confirm` must be an integer >= 2"):
+        kt.find_lr(model, x, y, confirm=1)
+    batches = ((x[:32], y[:32]) for _ in range(300))
+    with pytest.raises(ValueError, match="an iterator is used up"):
+        kt.find_lr(model, batches, num_steps=100, confirm=2)
+    assert model.optimizer.iterations == 0
+
+
+def test_a_noisy_test_is_repeated_with_more_steps():
+    model, x, y = scattered(0.7)
+    found = kt.find_lr(model, x, y)
+    assert found.first.verdict == "noisy"
+    assert len(found.lrs) > 2 * len(found.first.lrs)

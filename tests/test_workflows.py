@@ -36,7 +36,7 @@ def test_from_preset_to_file(tmp_path):
         *data.train,
         epochs=8,
         validation_data=data.validation,
-        callbacks=preset.callbacks(found.suggestions["one_cycle"]),
+        callbacks=preset.callbacks(found.one_cycle),
         verbose=0,
     )
     _, accuracy = model.evaluate(*data.test, verbose=0)

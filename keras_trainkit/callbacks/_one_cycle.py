@@ -27,7 +27,8 @@ class OneCycle(ScheduleCallback):
     written during the fit hold them too.
 
     Args:
-        max_lr: The highest learning rate, such as `kt.find_lr(...)` suggests.
+        max_lr: The highest learning rate, such as `kt.find_lr(...).one_cycle`. That
+            is None where the range test found no rate, and None is refused.
         momentum: `(base, max)`: the momentum at the peak of the rate, and at the
             beginning and the end. None leaves the momentum alone.
         total_steps: Length of the cycle in batches; by default all of the `fit`.
@@ -60,7 +61,7 @@ class OneCycle(ScheduleCallback):
 
     def __init__(
         self,
-        max_lr: float,
+        max_lr: float | None,
         momentum: Sequence[float] | None = (0.85, 0.95),
         total_steps: int | None = None,
         pct_start: float = 0.3,
@@ -70,6 +71,14 @@ class OneCycle(ScheduleCallback):
         three_phase: bool = False,
     ):
         super().__init__()
+        if max_lr is None:
+            reject(
+                "max_lr",
+                max_lr,
+                "a rate: a range test that found none returns None. Its `verdict` says "
+                "why; give it more steps (`num_steps=300`) or another range, or look "
+                "at the model with `kt.diagnostics.check_up`",
+            )
         self.max_lr = check_positive("max_lr", max_lr)
         if total_steps is not None:
             check_integer("total_steps", total_steps, minimum=2)

@@ -23,6 +23,7 @@ _EVIDENCE = (5.0, 10.0)
 _SMALLEST = 0.02
 
 NO_DESCENT = "no descent: model does not learn at any rate"
+NOISY = "noisy"
 STILL_FALLING = "still falling at max_lr: raise it"
 DIVERGES = "diverges at min_lr: lower it"
 
@@ -49,6 +50,10 @@ class LRFinderResult:
             descent.
         suggestion: The rate to use, `"descent"`; None if there is no descent.
         verdict: `"clear"`, `"noisy"`, or what is wrong with the test and what to do.
+        first: The first test, where `kt.find_lr` repeated one that was not clear; else
+            None.
+        confirmed: With `kt.find_lr(..., confirm=k)`, the loss at the end of the longest
+            short training at each rate, by rate; infinite where it diverged.
     """
 
     lrs: np.ndarray
@@ -57,6 +62,8 @@ class LRFinderResult:
     suggestions: dict[str, float] = field(default_factory=dict)
     suggestion: float | None = None
     verdict: str = "clear"
+    first: "LRFinderResult | None" = None
+    confirmed: dict[float, float] = field(default_factory=dict)
 
     @property
     def one_cycle(self) -> float | None:
@@ -66,9 +73,13 @@ class LRFinderResult:
     def summary(self) -> str:
         """The suggestion and the verdict in one line."""
         rate = "none" if self.suggestion is None else f"{self.suggestion:.3g}"
+        first = "" if self.first is None else f", a first test: {self.first.verdict!r}"
+        if self.confirmed:
+            rate += f", the best of {len(self.confirmed)} that were tried"
         return (
             f"LRFinderResult(suggestion {rate}, verdict {self.verdict!r}, "
-            f"{len(self.lrs)} steps from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g})"
+            f"{len(self.lrs)} steps from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}"
+            f"{first})"
         )
 
     __repr__ = summary
@@ -148,7 +159,7 @@ def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
     if usable == len(lrs) and _falls_at_the_end(lrs, smoothed, lowest):
         verdict = STILL_FALLING
     elif descent < _EVIDENCE[1] * error:
-        verdict = "noisy"
+        verdict = NOISY
     return LRFinderResult(
         lrs,
         given,

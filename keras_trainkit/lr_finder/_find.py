@@ -1,12 +1,20 @@
 """The range test."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._training.state import as_it_was
-from keras_trainkit.lr_finder._analyse import LRFinderResult
+from keras_trainkit.lr_finder._analyse import (
+    DIVERGES,
+    NOISY,
+    STILL_FALLING,
+    LRFinderResult,
+)
+from keras_trainkit.lr_finder._confirm import confirmed
 from keras_trainkit.lr_finder._fit_data import FitData
 from keras_trainkit.lr_finder._range_test import (
     RangeTest,
@@ -14,6 +22,11 @@ from keras_trainkit.lr_finder._range_test import (
     default_steps,
     random_states_kept,
 )
+
+# A test that was not clear is repeated with this many times the steps, and its range
+# this many times wider at the lower and at the upper end.
+_LONGER = 3
+_RETRIES = {NOISY: (1, 1), STILL_FALLING: (1, 100), DIVERGES: (1000, 1)}
 
 
 def find_lr(
@@ -33,6 +46,7 @@ def find_lr(
     monitor: str = "loss",
     stop_factor: float | None = 8.0,
     skip_start: int = 0,
+    confirm: int | None = None,
 ) -> LRFinderResult:
     """Find the learning rate with a range test, and leave the model as it was.
 
@@ -51,7 +65,10 @@ def find_lr(
         min_lr: The first learning rate.
         max_lr: The last learning rate.
         num_steps: Number of steps, by default an epoch, but no fewer than 100 and no
-            more than 300.
+            more than 300. By default, too, a test that is noisy, still falling or
+            diverges at once is repeated with three times the steps, in a range that is
+            wider where it has to be, unless `x` is an iterator; the result has the
+            first one as `first`.
         batch_size: Rows of a batch where `x` is an array; 32 by default.
         sample_weight: A weight for each row, where `x` is an array.
         class_weight: A weight for each class, as in `fit`.
@@ -64,6 +81,11 @@ def find_lr(
         stop_factor: End the test at a loss this many times the first ones; None to go
             on to `max_lr`, whatever happens.
         skip_start: Number of steps at the beginning whose losses do not count.
+        confirm: Number of rates from a third to three times the suggestion to try in
+            short trainings from the same state; the best becomes the suggestion. All
+            of them train for half of `num_steps`, the better half for twice as long,
+            and so on until one is left. What is compared is the mean loss over the last
+            quarter of the steps.
 
     Returns:
         An `LRFinderResult`.
@@ -87,33 +109,69 @@ def find_lr(
         arXiv:1506.01186, section 3.3.
     """
     _check_model(model)
-    data = FitData(model, x, y, sample_weight, class_weight)
-    if num_steps is None:
-        num_steps = default_steps(data.length(batch_size))
-    test = RangeTest(
-        min_lr, max_lr, num_steps, scale, optimizer, monitor, stop_factor, skip_start
-    )
-    options = data.options(model, num_steps, batch_size, seed)
-    data.build(model)
-    history = getattr(model, "history", None), model.stop_training
-    try:
-        with random_states_kept(), as_it_was(model):
-            # One step is one loss, also where a call runs many.
-            model.steps_per_execution = 1
-            with test.installed(model):
-                model.fit(**options, callbacks=[Watch(test)], verbose=0)
-    except BaseException as error:
-        # TensorFlow reports an error in the data as one of its own.
-        if data.error is not None:
-            raise data.error from None
-        if not test.steps and data.lacks_targets(model):
-            raise ValueError(
-                "`y` must be given, since the loss needs targets. Received: y=None"
-            ) from error
-        raise
-    finally:
-        model.history, model.stop_training = history
-    return test.result()
+    if confirm is not None:
+        check_integer("confirm", confirm, minimum=2)
+    search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
+    count = search.default_steps() if num_steps is None else num_steps
+
+    def range_test(low: float, high: float, steps: int) -> LRFinderResult:
+        test = RangeTest(
+            low, high, steps, scale, optimizer, monitor, stop_factor, skip_start
+        )
+        search.run(test)
+        return test.result()
+
+    found = range_test(min_lr, max_lr, count)
+    if num_steps is None and found.verdict in _RETRIES and not isinstance(x, Iterator):
+        down, up = _RETRIES[found.verdict]
+        again = range_test(min_lr / down, max_lr * up, _LONGER * count)
+        found = replace(again, first=found)
+    if confirm is None or found.suggestion is None:
+        return found
+    if isinstance(x, Iterator):
+        reject("x", x, "arrays or a dataset with `confirm`: an iterator is used up")
+    return confirmed(found, search.run, confirm, count, optimizer, monitor)
+
+
+class _Search:
+    """Runs tests on a model, each from the state in which it is."""
+
+    def __init__(self, model, x, y, batch_size, sample_weight, class_weight, seed):
+        self._model, self._given = model, (x, y, sample_weight, class_weight)
+        self._batch_size, self._seed = batch_size, seed
+        self._data: FitData | None = FitData(model, *self._given)
+
+    def default_steps(self) -> int:
+        """The number of steps that fits the data."""
+        data = self._data or FitData(self._model, *self._given)
+        return default_steps(data.length(self._batch_size))
+
+    def run(self, test: RangeTest) -> None:
+        """Make the steps of a test, and put the model back."""
+        model = self._model
+        # Each test has the batches from the first on.
+        data, self._data = self._data or FitData(model, *self._given), None
+        data.length(self._batch_size)
+        options = data.options(model, len(test.lrs), self._batch_size, self._seed)
+        data.build(model)
+        history = getattr(model, "history", None), model.stop_training
+        try:
+            with random_states_kept(), as_it_was(model):
+                # One step is one loss, also where a call runs many.
+                model.steps_per_execution = 1
+                with test.installed(model):
+                    model.fit(**options, callbacks=[Watch(test)], verbose=0)
+        except BaseException as error:
+            # TensorFlow reports an error in the data as one of its own.
+            if data.error is not None:
+                raise data.error from None
+            if not test.steps and data.lacks_targets(model):
+                raise ValueError(
+                    "`y` must be given, since the loss needs targets. Received: y=None"
+                ) from error
+            raise
+        finally:
+            model.history, model.stop_training = history
 
 
 def _check_model(model: Any) -> None:

@@ -117,11 +117,15 @@ class RangeTest:
         """Whether the model's training step updates Keras's own tracker of the loss."""
         return self.monitor == "loss" and int(self._recorder.count.value) > 0
 
+    def losses(self) -> np.ndarray:
+        """The loss of each step so far."""
+        found = self._recorder.losses() if self.records() else self.logged
+        return np.array(found[: len(self.lrs)])
+
     def result(self) -> LRFinderResult:
         """What the losses say."""
-        found = self._recorder.losses() if self.records() else self.logged
-        count = min(len(found), len(self.lrs))
-        lrs, losses = self.lrs[:count], np.array(found[:count])
+        losses = self.losses()
+        lrs, count = self.lrs[: len(losses)], len(losses)
         if count < 10 + self._skip_start:
             # It exploded at once: `num_steps` is never that small.
             return LRFinderResult(lrs, losses, losses, verdict=DIVERGES)
