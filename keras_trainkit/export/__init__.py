@@ -7,5 +7,12 @@ from keras_trainkit.export._onnx import to_onnx as to_onnx
 from keras_trainkit.export._optimize import (
     optimize_for_inference as optimize_for_inference,
 )
+from keras_trainkit.export._quantization_report import LayerCost as LayerCost
+from keras_trainkit.export._quantization_report import (
+    QuantizationReport as QuantizationReport,
+)
+from keras_trainkit.export._quantization_report import (
+    quantization_report as quantization_report,
+)
 from keras_trainkit.export._report import DeploymentReport as DeploymentReport
 from keras_trainkit.export._report import deployment_report as deployment_report
