@@ -347,6 +347,18 @@ def test_operations_that_a_format_lacks_are_named(make, remedy, export, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the others take no strings"
+)
+def test_strings_are_refused_with_the_remedy(export, tmp_path):
+    words = keras.Input((1,), dtype="string", name="words")
+    found = layers.StringLookup(vocabulary=["a", "b"])(words)
+    model = keras.Model(words, layers.Flatten()(layers.Embedding(4, 2)(found)))
+    with pytest.raises(ValueError, match="unlike words: apply TextVectorization"):
+        export(model)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_open_steps_are_refused_by_litert(tmp_path):
     model = keras.Sequential([keras.Input((None, 4)), layers.GRU(3, name="steps")])
     with pytest.raises(ValueError, match="a fixed number of steps, unlike steps"):

@@ -33,8 +33,8 @@ def model():
 
 @pytest.fixture
 def data(rng):
-    x = rng.normal(size=(300, 8, 8, 1)).astype("float32")
-    return x, rng.integers(0, 3, 300)
+    x = rng.normal(size=(100, 8, 8, 1)).astype("float32")
+    return x, rng.integers(0, 3, 100)
 
 
 def test_layers_that_are_easy_to_quantize(model, data):
@@ -58,7 +58,7 @@ def test_layers_that_are_easy_to_quantize(model, data):
 def test_the_ratio_of_a_dense_layer_is_that_of_numpy(rng):
     model = keras.Sequential([keras.Input((5,)), layers.Dense(4)])
     kernel, bias = model.get_weights()
-    x = rng.normal(size=(50, 5)).astype("float32")
+    x = rng.normal(size=(300, 5)).astype("float32")
     (cost,) = kt.export.quantization_report(model, x).layers
     exact = x @ kernel.astype("float64") + bias
     scale = np.abs(kernel).max(0) / 127
@@ -105,7 +105,7 @@ def test_an_outlier_among_the_weights_is_found(model, data):
 def test_several_inputs_and_recurrent_layers(rng):
     a, b = keras.Input((4, 3), name="a"), keras.Input((4,), dtype="int32", name="b")
     words = layers.Embedding(9, 3)(b)
-    both = layers.LSTM(5)(layers.Concatenate()([a, words]))
+    both = layers.SimpleRNN(5)(layers.Concatenate()([a, words]))
     model = keras.Model({"a": a, "b": b}, [layers.Dense(1)(both), both])
     x = {"a": rng.normal(size=(20, 4, 3)), "b": rng.integers(0, 9, (20, 4))}
     report = kt.export.quantization_report(model, x)

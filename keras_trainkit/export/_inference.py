@@ -46,6 +46,9 @@ def input_specs(model: keras.Model, names: list[str] | None = None) -> Any:
         model: A Functional model, a built Sequential one, or another that has been
             called on one structure of float inputs.
         names: Other names, since a file of a Sequential model does not keep its own.
+
+    Raises:
+        ValueError: If an input is of strings, or the inputs are not known.
     """
     functional = functional_part(model)
     if functional is not None:
@@ -53,11 +56,23 @@ def input_specs(model: keras.Model, names: list[str] | None = None) -> Any:
     else:
         inputs = _called_inputs(model)
     flat = keras.tree.flatten(inputs)
+    _check_numbers(model, flat)
     specs = [
         keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name=name)
         for tensor, name in zip(flat, names or _unique_names(flat), strict=True)
     ]
     return keras.tree.pack_sequence_as(inputs, specs)
+
+
+def _check_numbers(model, tensors):
+    strings = [tensor.name for tensor in tensors if tensor.dtype == "string"]
+    if strings:
+        reject(
+            "model",
+            model.name,
+            f"one whose inputs are numbers, unlike {', '.join(strings)}: apply "
+            "TextVectorization or StringLookup to its data, outside the exported model",
+        )
 
 
 def _unique_names(tensors):

@@ -55,6 +55,7 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
             nothing is written.
     """
     _graph.check_graph(model)
+    input_specs(model)  # Raises for strings.
     x = random_inputs(model)
     with whole_file(path, ".onnx") as target:
         ways = _ways(model, target)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import layers
 
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import patched
@@ -16,7 +17,6 @@ from keras_trainkit._table import Report, Table
 from keras_trainkit._training.batches import columns, num_rows
 from keras_trainkit.export._report import _quality
 
-layers = keras.layers
 # Layers that loop over what is inside them: quantized as a whole.
 _LOOPS = (layers.RNN, layers.Bidirectional, layers.TimeDistributed)
 _ROWS_AT_ONCE = 256
