@@ -245,6 +245,8 @@ def test_several_inputs_and_outputs_in_int8(many, many_int8):
     assert {d["dtype"] for d in details} == {np.int8}
     with pytest.raises(ValueError, match="`x` must be a dict with a_tokens, z_image"):
         kt.export.predict_litert(many_int8, x)
+    with pytest.raises(ValueError, match="must be files with one input and one output"):
+        kt.export.deployment_report({"a": many_int8}, x[0], x[1][:, 0])
 
 
 def test_several_outputs_in_onnx(many, tmp_path):

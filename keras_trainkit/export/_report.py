@@ -228,6 +228,9 @@ def _open(name: str, variant: Any) -> _Opened:
     if path.suffix == ".keras":
         return _open_model(name, keras.saving.load_model(path, compile=False))
     if path.suffix == ".tflite":
+        file = load_litert(path)
+        if len(file.get_input_details()) != 1 or len(file.get_output_details()) != 1:
+            reject("variants", {name: str(path)}, "files with one input and one output")
         peak = peak_memory(path, _BATCHES[-1])
         return _Opened("LiteRT", content, *_litert(path), {}, peak)
     if path.suffix == ".onnx":
