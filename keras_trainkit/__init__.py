@@ -22,6 +22,7 @@ from keras_trainkit import models as models
 from keras_trainkit import optimizers as optimizers
 from keras_trainkit import plots as plots
 from keras_trainkit import pruning as pruning
+from keras_trainkit import quantization as quantization
 from keras_trainkit import regularizers as regularizers
 from keras_trainkit import schedules as schedules
 from keras_trainkit import tfmot as tfmot

@@ -17,7 +17,7 @@ LEVELS = [
     {"schedules", "layers", "constraints", "regularizers", "optimizers", "datasets"}
     | {"losses", "metrics"},
     {"lr_finder", "batch_size", "uncertainty", "folding", "pruning", "diagnostics"}
-    | {"initializers", "callbacks"},
+    | {"initializers", "callbacks", "quantization"},
     {"models", "export", "tfmot", "transfer", "compression"},
     {"plots", "cli"},
 ]

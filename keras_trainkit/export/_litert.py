@@ -1,5 +1,6 @@
 """Export to LiteRT."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -22,6 +23,11 @@ from keras_trainkit.export._inference import (
 )
 from keras_trainkit.export._litert_run import LiteRTRunner, tensorflow_ops
 from keras_trainkit.export._remedies import describe
+from keras_trainkit.quantization._layer import (
+    as_constants,
+    check_trained,
+    quantized_layers,
+)
 
 # The root mean square of the error that each may make, relative to that of the outputs:
 # beyond, the file is not the model. Single outputs may be off by more, and what that
@@ -71,7 +77,8 @@ def to_litert(
             such kernel stays float.
         representative_data: For the last two: a few hundred inputs of shape
             `(rows, *input_shape)`, from which the ranges of the activations are read;
-            for several inputs a list or dict of them, as for `predict`.
+            for several inputs a list or dict of them, as for `predict`. For `"int8"` a
+            model from `kt.quantization.quantize_aware` needs none once it is trained.
         io_dtype: `"int8"`, for `quantization="int8"`, where the file's float inputs and
             outputs are to be int8 too, as microcontrollers have it. Every operation
             must then have an int8 kernel.
@@ -94,6 +101,8 @@ def to_litert(
     arrays = None
     if representative_data is not None:
         arrays = flat_inputs(specs, representative_data, "representative_data")
+    elif quantization == "int8" and quantized_layers(model):
+        check_trained(model)
     elif quantization in _CALIBRATED:
         reject("representative_data", None, f'an array of inputs for "{quantization}"')
     check_steps(model)
@@ -131,7 +140,10 @@ def convert(
     specs = input_specs(model, names)
     options = _converter_options(names, quantization, data, io_dtype)
     reduced = ("float16", "bfloat16")
-    with plain_operations(model, reduced), unrolled(model), converting("LiteRT"):
+    trained = quantized_layers(model) and data is None
+    constants = as_constants(model) if trained else contextlib.nullcontext()
+    rewritten = plain_operations(model, reduced), unrolled(model), constants
+    with rewritten[0], rewritten[1], rewritten[2], converting("LiteRT"):
         Inference(model).export(
             str(target),
             format="litert",
@@ -158,15 +170,16 @@ def _converter_options(
     elif quantization == "int8":
         strict = io_dtype == "int8"
         first = kinds.TFLITE_BUILTINS_INT8
-        target_spec["supported_ops"] = [first] if strict else [first, *allowed]
+        # TensorFlow asks for data where these are allowed; trained ranges need none.
+        if data is not None:
+            target_spec["supported_ops"] = [first] if strict else [first, *allowed]
         if strict:
             options |= {"inference_input_type": tf.int8}
             options |= {"inference_output_type": tf.int8}
     elif quantization == "int16x8":
         first = kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
         target_spec["supported_ops"] = [first, *allowed]
-    if quantization in _CALIBRATED:
-        assert data is not None
+    if quantization in _CALIBRATED and data is not None:
         options["representative_dataset"] = lambda: (
             {name: a[i : i + 1] for name, a in zip(names, data, strict=True)}
             for i in range(len(data[0]))

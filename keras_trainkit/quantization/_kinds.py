@@ -1,0 +1,167 @@
+"""What each type of layers is to int8 arithmetic, and why some stay float."""
+
+from typing import Any
+
+import keras
+from keras import activations, layers
+
+from keras_trainkit._model.kernels import own_kernels
+
+LINEAR = (
+    layers.Dense,
+    layers.Embedding,
+    layers.Conv1D,
+    layers.Conv2D,
+    layers.DepthwiseConv1D,
+    layers.DepthwiseConv2D,
+    layers.SeparableConv1D,
+    layers.SeparableConv2D,
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+)
+SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+NORM = (layers.BatchNormalization,)
+ACTIVATION = (
+    layers.Activation,
+    layers.ReLU,
+    layers.LeakyReLU,
+    layers.ELU,
+    layers.Softmax,
+)
+# Their outputs get a range of their own.
+MERGING = (
+    layers.Add,
+    layers.Subtract,
+    layers.Multiply,
+    layers.Concatenate,
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+)
+# What they give lies on the grid of what they take, in LiteRT too.
+SAME_GRID = (
+    layers.Flatten,
+    layers.Reshape,
+    layers.Permute,
+    layers.RepeatVector,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.Identity,
+    layers.Dropout,
+    layers.AlphaDropout,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.ActivityRegularization,
+)
+WRAPPED = (*LINEAR, *NORM, *ACTIVATION, *MERGING)
+
+FUSED = (activations.relu, activations.relu6)
+_INT8 = (
+    *FUSED,
+    activations.linear,
+    activations.leaky_relu,
+    activations.gelu,
+    activations.silu,
+    activations.hard_silu,
+    activations.sigmoid,
+    activations.tanh,
+    activations.softmax,
+)
+
+
+def activation_of(layer: Any) -> Any:
+    """The activation that a layer ends in, as a function; None if it has none."""
+    if type(layer) is layers.ReLU:
+        plain = layer.negative_slope == 0 and layer.threshold == 0
+        if plain and layer.max_value in (None, 6):
+            return activations.relu6 if layer.max_value else activations.relu
+        return layer.call
+    of_layer = {
+        layers.LeakyReLU: activations.leaky_relu,
+        layers.Softmax: activations.softmax,
+        layers.ELU: activations.elu,
+    }
+    return of_layer.get(type(layer), getattr(layer, "activation", None))
+
+
+def fixed_range(activation: Any, bits: int) -> tuple[float, float] | None:
+    """The range that LiteRT prescribes for the output of an activation."""
+    if activation is activations.tanh:
+        return (-1.0, 127 / 128) if bits == 8 else (-32767 / 32768, 32767 / 32768)
+    if activation in (activations.sigmoid, activations.softmax):
+        return (0.0, 255 / 256) if bits == 8 else (-32767 / 32768, 32767 / 32768)
+    return None
+
+
+def kernel_axes(layer: Any) -> dict[str, tuple[int, ...]]:
+    """The attributes that hold a layer's kernels, and the axes that share a scale."""
+    found = {}
+    for kernel in own_kernels(layer):
+        for name in ("_kernel", "_embeddings", *vars(layer)):
+            if vars(layer).get(name) is kernel.variable:
+                # A table is looked up in, and LiteRT's lookup has one scale.
+                whole = type(layer) is layers.Embedding
+                rank = len(kernel.variable.shape)
+                found[name] = tuple(range(rank)) if whole else kernel.inputs
+                break
+    return found
+
+
+def why_float(layer: Any) -> str | None:
+    """Why a layer cannot be quantized; None if it can."""
+    kind = type(layer)
+    if kind not in WRAPPED:
+        if isinstance(layer, WRAPPED):
+            return f"{kind.__name__} is a subclass, which may compute something else"
+        return _REASONS.get(kind, f"there is no rule for {kind.__name__}")
+    if getattr(layer, "quantization_mode", None) is not None:
+        return "Keras has quantized it already (`layer.quantize`)"
+    if getattr(layer, "lora_enabled", False):
+        return "it has LoRA weights"
+    if kind in LINEAR and not layer.built:
+        return "it is not built"
+    if getattr(layer, "data_format", None) == "channels_first":
+        return 'LiteRT has no kernels for data_format="channels_first"'
+    if kind in SEPARABLE and layer.padding == "causal":
+        return 'a separable convolution with padding="causal" has no rule'
+    if kind in ACTIVATION:
+        return why_float_activation(layer)
+    return None
+
+
+def why_float_activation(layer: Any) -> str | None:
+    """Why the activation that a layer ends in is computed in float."""
+    activation = activation_of(layer)
+    if activation is None or activation in _INT8:
+        return None
+    name = getattr(activation, "__name__", type(activation).__name__)
+    if isinstance(layer, (layers.ReLU, layers.Activation)) and name == "call":
+        name = "a ReLU with a slope, threshold or maximum other than 6"
+    return f"LiteRT's converter has no int8 kernel for {name}"
+
+
+_RECURRENT = "LiteRT's converter unrolls or loops recurrent layers in float"
+_REASONS: dict[type[keras.layers.Layer], str] = {
+    layers.LSTM: _RECURRENT,
+    layers.GRU: _RECURRENT,
+    layers.SimpleRNN: _RECURRENT,
+    layers.Bidirectional: _RECURRENT,
+    layers.Conv3D: "LiteRT has no int8 kernel for it",
+    layers.Conv3DTranspose: "LiteRT has no int8 kernel for it",
+    layers.EinsumDense: "LiteRT's converter makes a file of it that does not run",
+    layers.Lambda: "what its function computes is not known",
+    layers.LayerNormalization: "LiteRT computes it in float",
+    layers.GroupNormalization: "LiteRT computes it in float",
+    layers.MultiHeadAttention: "the products inside it have no ranges yet",
+}

@@ -1,0 +1,153 @@
+"""Models that train as they will run in int8."""
+
+from typing import Any
+
+import keras
+
+from keras_trainkit._checks import check_choice, check_integer, reject
+from keras_trainkit._model.copy import live_copy
+from keras_trainkit._model.graph import check_graph, rebuild
+from keras_trainkit._model.select import check_selectors
+from keras_trainkit.quantization._layer import Quantized, quantized_layers
+from keras_trainkit.quantization._plan import kept_in, make_plan
+
+
+def quantize_aware(
+    model: keras.Model,
+    *,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    include: Any = None,
+    exclude: Any = None,
+    freeze_batch_norm: int | None = None,
+) -> keras.Model:
+    """Copy a model so that it trains with the rounding of int8 arithmetic.
+
+    Kernels are rounded to a symmetric grid for each unit, activations to one between
+    moving averages of their minima and maxima, where LiteRT rounds them too. Train the
+    copy from trained weights for a few epochs with a small learning rate, then write it
+    with `kt.export.to_litert(copy, path, quantization="int8")`, which needs no
+    representative data.
+
+    A BatchNormalization behind a linear layer keeps its place. Since a kernel has a
+    scale for each unit, rounding the kernel and then scaling its units, which is done
+    here, is the same as rounding the folded kernel, which LiteRT has.
+
+    What cannot be quantized stays as it is; `kt.quantization.kept_float` lists it.
+
+    Args:
+        model: A built Sequential or Functional model, with nested models and shared
+            layers if need be. It is not changed.
+        weight_bits: 8 or 4.
+        activation_bits: 8 or 16.
+        include: What to quantize: a layer, a type of layers, a regular expression that
+            matches the whole of a layer's name or path, a function of a layer, or a
+            list of these. By default everything.
+        exclude: What not to quantize, in the same ways.
+        freeze_batch_norm: The number of training steps after which each
+            BatchNormalization uses its moving statistics, as it will in the file, and
+            keeps them. By default never.
+
+    Returns:
+        The copy, not compiled, with the weights of the model.
+
+    Raises:
+        ValueError: If an argument is wrong, or nothing in the model can be quantized.
+
+    Examples:
+        >>> import numpy as np, keras, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)),
+        ...     keras.layers.Dense(8, activation="relu"),
+        ...     keras.layers.Dense(3),
+        ... ])
+        >>> quantized = kt.quantization.quantize_aware(model)
+        >>> quantized.compile("sgd", "mse")
+        >>> x, y = np.ones((32, 4), "float32"), np.ones((32, 3), "float32")
+        >>> _ = quantized.fit(x, y, verbose=0)
+        >>> kt.quantization.kept_float(quantized)
+        {}
+        >>> [layer.name for layer in kt.quantization.strip(quantized).layers] == [
+        ...     layer.name for layer in model.layers
+        ... ]
+        True
+
+    Reference:
+        B. Jacob et al., Quantization and Training of Neural Networks (2017),
+        arXiv:1712.05877, section 3; R. Krishnamoorthi, Quantizing Deep Convolutional
+        Networks (2018), arXiv:1806.08342, section 3.2.2 for the freezing.
+    """
+    check_graph(model)
+    check_choice("weight_bits", weight_bits, (4, 8))
+    check_choice("activation_bits", activation_bits, (8, 16))
+    if freeze_batch_norm is not None:
+        check_integer("freeze_batch_norm", freeze_batch_norm, minimum=0)
+    if quantized_layers(model):
+        reject("model", model.name, "a model that is not quantized yet")
+    plan = make_plan(
+        model,
+        check_selectors("include", include),
+        check_selectors("exclude", exclude),
+    )
+    if not plan.wrapped:
+        kept = "; ".join(f"{path}: {reason}" for path, reason in plan.kept.items())
+        reject("model", model.name, f"one with a layer to quantize ({kept})")
+
+    def replacement(layer):
+        if layer not in plan.wrapped:
+            return None
+        is_norm = isinstance(layer, keras.layers.BatchNormalization)
+        return Quantized(
+            live_copy(layer, {}),
+            weight_bits,
+            activation_bits,
+            freeze_after=freeze_batch_norm if is_norm else None,
+            **plan.wrapped[layer],
+        )
+
+    return rebuild(model, replacement)[0]
+
+
+def strip(model: keras.Model) -> keras.Model:
+    """The plain float model inside one that `quantize_aware` made.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A copy, not compiled, with the layers of the model that `quantize_aware` was
+        given, BatchNormalizations included, and the weights as trained: not rounded.
+
+    Raises:
+        ValueError: If the model has no quantized layers.
+    """
+    _check_quantized(model)
+
+    def replacement(layer):
+        return live_copy(layer.layer, {}) if isinstance(layer, Quantized) else None
+
+    return rebuild(model, replacement)[0]
+
+
+def kept_float(model: keras.Model) -> dict[str, str]:
+    """What a quantized model computes in float, with the reason.
+
+    Args:
+        model: A model that `quantize_aware` made; or a plain one, for what would stay
+            float.
+
+    Returns:
+        The reason for each layer, by its path. An activation that is float at the end
+        of a layer that is not has `/activation` at the end.
+
+    Raises:
+        ValueError: If the model is neither Functional nor a built Sequential one.
+    """
+    check_graph(model)
+    return kept_in(model) if quantized_layers(model) else make_plan(model).kept
+
+
+def _check_quantized(model: keras.Model) -> None:
+    check_graph(model)
+    if not quantized_layers(model):
+        reject("model", model.name, "a model that `quantize_aware` made")
