@@ -98,7 +98,7 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     _step(2, "Find the learning rate")
     found = kt.find_lr(model, *data.train, batch_size=plan.batch_size)
     figures.save(kt.plots.lr_finder(found), folder / "learning_rate.png")
-    max_lr = found.suggestions.get("one_cycle", preset.learning_rate)
+    max_lr = found.one_cycle or preset.learning_rate
     _say(f"{max_lr:.3g} (the range test is {found.verdict})")
 
     _step(3, f"Train {epochs} epochs on one cycle")
