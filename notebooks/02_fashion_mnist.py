@@ -5,9 +5,10 @@
 # on a network of 300 and 100 hidden units: initialization and activations, batch
 # normalization, transfer, optimizers, schedules, 1cycle and regularization. Each result
 # is the mean over three seeds of the accuracy on the same 5,000 validation images,
-# next to the one that the book's notebook shows, from a single seed. The learning rates are
-# those that the finder suggests for that network, except in two sections: the
-# regularized networks have the rates of the plain one, and transfer has fixed rates.
+# next to the one that the book's notebook shows, from a single seed. The learning
+# rates are those that the finder suggests for that network, except in two sections:
+# the regularized networks have the rates of the plain one, and transfer has fixed
+# rates.
 #
 # To run it: `python notebooks/build.py 02`; a small network trains fastest on JAX.
 

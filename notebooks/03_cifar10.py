@@ -245,9 +245,9 @@ cycles
 
 # %% [markdown]
 # Each network is at or above what is published for it at a constant rate (47.6, 54.0,
-# 47.9 or 50.3, and 48.9, after up to 49 epochs), in fifteen epochs. One cycle with alpha
-# dropout (52.4) is above the book's 52.0 and below the published one of the revision of
-# 2020 (52.8).
+# 47.9 or 50.3, and 48.9, after up to 49 epochs), in fifteen epochs. One cycle with
+# alpha dropout (52.4) is above the book's 52.0 and below the published one of the
+# revision of 2020 (52.8).
 
 # %%
 figure, axis = plt.subplots(figsize=(7, 3.2))
