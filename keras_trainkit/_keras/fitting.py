@@ -99,6 +99,23 @@ class Fit:
         )
 
 
+def fit_arguments(model: keras.Model) -> dict[str, Any] | None:
+    """What the `fit` in which a callback of `model` is being set up was called with.
+
+    A callback is not told on which data it will be. `validation_split` has taken its
+    part already. None where there is no such `fit`. Tried on Keras 3.15.
+    """
+    names = ("x", "y", "sample_weight", "class_weight", "batch_size", "initial_epoch")
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        found = frame.f_locals
+        if frame.f_code.co_name == "fit" and found.get("self") is model:
+            if "epoch_iterator" in found:
+                return {name: found[name] for name in (*names, "callbacks", "verbose")}
+        frame = frame.f_back
+    return None
+
+
 def _all_frames() -> Iterator[Any]:
     """Every frame of every thread; a callback may run in a thread of its own."""
     for top in list(sys._current_frames().values()):

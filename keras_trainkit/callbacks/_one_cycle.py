@@ -6,7 +6,9 @@ from typing import Any
 
 from keras_trainkit import schedules
 from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit.callbacks._automatic_rate import automatic_rate
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
+from keras_trainkit.lr_finder import LRFinderResult
 from keras_trainkit.optimizers._scheduled import momentum_name
 
 
@@ -27,8 +29,10 @@ class OneCycle(ScheduleCallback):
     written during the fit hold them too.
 
     Args:
-        max_lr: The highest learning rate, such as `kt.find_lr(...).one_cycle`. That
-            is None where the range test found no rate, and None is refused.
+        max_lr: The highest learning rate; or `"auto"`, to find it before the first step
+            with `kt.find_lr` on the data of the fit, which costs some hundred steps and
+            prints a line where the fit prints. It is not found anew by a later fit with
+            the same callback, nor by one that `BackupAndRestore` resumes.
         momentum: `(base, max)`: the momentum at the peak of the rate, and at the
             beginning and the end. None leaves the momentum alone.
         total_steps: Length of the cycle in batches; by default all of the `fit`.
@@ -38,9 +42,13 @@ class OneCycle(ScheduleCallback):
         anneal: As in `kt.schedules.OneCycle`.
         three_phase: As in `kt.schedules.OneCycle`.
 
+    Attributes:
+        found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before,
+            and where the rate comes from a backup.
+
     Raises:
         ValueError: If an argument is wrong; from `fit`, if the number of batches is
-            not known and `total_steps` is not given.
+            not known and `total_steps` is not given, or if no rate can be found.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -61,7 +69,7 @@ class OneCycle(ScheduleCallback):
 
     def __init__(
         self,
-        max_lr: float | None,
+        max_lr: float | str | None,
         momentum: Sequence[float] | None = (0.85, 0.95),
         total_steps: int | None = None,
         pct_start: float = 0.3,
@@ -79,7 +87,10 @@ class OneCycle(ScheduleCallback):
                 "why; give it more steps (`num_steps=300`) or another range, or look "
                 "at the model with `kt.diagnostics.check_up`",
             )
-        self.max_lr = check_positive("max_lr", max_lr)
+        self._finds = isinstance(max_lr, str) and max_lr == "auto"
+        self.found: LRFinderResult | None = None
+        # Until the rate is found, any shows whether the other arguments are right.
+        self.max_lr = 1.0 if self._finds else check_positive("max_lr", max_lr)
         if total_steps is not None:
             check_integer("total_steps", total_steps, minimum=2)
         self.total_steps = total_steps
@@ -99,6 +110,12 @@ class OneCycle(ScheduleCallback):
         }
         # Any length shows whether the arguments are right.
         self._make(total_steps or 1000)
+
+    def set_params(self, params):
+        """Find the rate, if wanted, and let the optimizer follow the cycle."""
+        if self._finds:
+            self.max_lr, self.found = automatic_rate(self.model, self.found)
+        super().set_params(params)
 
     def _make(self, total_steps):
         rate = schedules.OneCycle(
