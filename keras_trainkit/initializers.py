@@ -48,7 +48,7 @@ def lsuv(
     max_iterations: int = 10,
     seed: int | None = None,
 ) -> dict[str, float]:
-    """Initialize layer by layer so that each puts out unit variance.
+    """Initialize layer by layer so that each output has unit variance.
 
     Layer-sequential unit-variance initialization: each kernel becomes orthonormal;
     then, from the first layer to the last, it is divided by the standard deviation of

@@ -258,19 +258,19 @@ KEPT = {
     "transposed behind": (
         lambda x: layers.Conv2DTranspose(3, 3, name="conv")(BN(name="bn")(x)),
         (5, 5, 2),
-        r"conv puts out fewer terms at its borders",
+        r"conv sums fewer terms at its borders",
     ),
     "activation in front": (
         lambda x: BN(name="bn")(layers.Dense(3, activation="relu", name="dense")(x)),
         (4,),
-        r"activation relu of dense stands between; .*output of the model",
+        r"activation relu of dense is in between; .*output of the model",
     ),
     "activation layer": (
         lambda x: BN(name="bn")(layers.ReLU(name="relu")(layers.Dense(3)(x))),
         (4,),
-        r"relu stands in front of it",
+        r"relu is in front of it",
     ),
-    "alone": (lambda x: BN(name="bn")(x), (4,), r"no layer stands in front"),
+    "alone": (lambda x: BN(name="bn")(x), (4,), r"no layer is in front"),
     "two branches": (two_branches, (4,), r"output of dense is used elsewhere too"),
     "shared producer": (shared_producer, (4,), r"dense is shared with another branch"),
     "shared consumer": (shared_consumer, (4,), r"dense is shared with another branch"),
@@ -289,7 +289,7 @@ KEPT = {
             layers.ZeroPadding2D(name="pad")(layers.Conv2D(3, 2)(x))
         ),
         (5, 5, 2),
-        r"pad stands in front of it",
+        r"pad is in front of it",
     ),
     "a channel for each place": (
         lambda x: BN(name="bn")(layers.Flatten()(layers.Conv2D(3, 2, name="conv")(x))),
@@ -301,14 +301,14 @@ KEPT = {
             layers.MaxPooling2D(name="max")(layers.Conv2D(9, 2)(x))
         ),
         (5, 5, 2),
-        r"max stands between, and some of its scales are negative",
+        r"max is in between, and some of its scales are negative",
     ),
     "Monte Carlo dropout": (
         lambda x: BN(name="bn")(
             kt.layers.MCDropout(0.1, name="mc")(layers.Dense(3)(x))
         ),
         (4,),
-        r"mc stands in front of it",
+        r"mc is in front of it",
     ),
 }
 
@@ -560,7 +560,7 @@ def test_quantized_and_lora_layers_are_left_alone():
         model = keras.Sequential([keras.Input((4,)), layers.Dense(5, name="d"), BN()])
         change(model.layers[0])
         result = fold(model)
-        assert "d stands in front of it" in next(iter(result.kept.values()))
+        assert "d is in front of it" in next(iter(result.kept.values()))
 
 
 def test_a_folded_model_is_exported(tmp_path, rng):
@@ -587,7 +587,7 @@ def test_weight_normalization_is_stripped_and_folds(rng):
     model = randomize_norms(
         keras.Sequential([keras.Input((5, 5, 2)), wrap(layers.Conv2D(4, 3)), BN()])
     )
-    assert "stands in front of it" in fold(model).kept["batch_normalization"]
+    assert "is in front of it" in fold(model).kept["batch_normalization"]
     plain = kt.folding.strip_weight_normalization(model)
     x = rng.normal(size=(3, 5, 5, 2)).astype("float32")
     assert relative_error(model, plain, x) <= 1e-5

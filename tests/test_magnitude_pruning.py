@@ -470,7 +470,7 @@ def test_an_end_beyond_the_fit_raises_before_it(data):
     before = [w.copy() for w in model.get_weights()]
     with pytest.raises(ValueError, match="`end_step` must be <= 20"):
         fit(model, data, kt.pruning.MagnitudePruning(0.5, end_step=21))
-    with pytest.raises(ValueError, match="`include` must be such that it means"):
+    with pytest.raises(ValueError, match="`include` must be such that it matches"):
         fit(model, data, kt.pruning.MagnitudePruning(0.5, end_step=9, include="x"))
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

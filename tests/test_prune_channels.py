@@ -375,7 +375,7 @@ def test_what_cannot_be_cut_is_listed():
         ({"target": "time"}, "`target` must be one of"),
         ({"round_to": 0}, "`round_to` must be an integer"),
         ({"min_keep": 0}, r"`min_keep` must be a number in \(0, 1\]"),
-        ({"exclude": "nothing"}, "`exclude` must be such that it means a layer"),
+        ({"exclude": "nothing"}, "`exclude` must be such that it matches a layer"),
     ],
 )
 def test_bad_arguments(options, match):

@@ -1,7 +1,7 @@
-"""The only place that reaches past the public `keras` API.
+"""The only place that uses more than the public `keras` API.
 
-Each entry says why the public API does not do, and on which Keras versions it was
-tried.
+Each entry says why the public API is not enough, and with which Keras versions it was
+tested.
 """
 
 import contextlib
@@ -12,17 +12,17 @@ from typing import Any
 import keras
 from keras.src.models.functional import Functional, functional_like_constructor
 
-# The attribute of an object that has none of its own.
+# Sentinel: the attribute is not set on the instance.
 _NOTHING = object()
 
 
 def backend_class(cls: Any) -> Any:
-    """The class that Keras really instantiates for one of its optimizers.
+    """The class that Keras actually instantiates for one of its optimizers.
 
     On PyTorch, `keras.optimizers.Adam(...)` makes an object of a private subclass that
     updates all variables at once, and does so only for the exact public class. A
-    subclass that is to give the same bits must derive from that one. Asking `__new__`
-    names it without importing it. Tried on Keras 3.13 and 3.15.
+    subclass that must give bit-identical results has to derive from it. Calling
+    `__new__` finds it without importing it. Tried on Keras 3.13 and 3.15.
     """
     return type(cls.__new__(cls))
 
@@ -38,9 +38,9 @@ def step_counter(optimizer: keras.optimizers.Optimizer):
 
 
 def batch_count(optimizer: keras.optimizers.Optimizer) -> int:
-    """The batches an optimizer has seen, as a number; 0 before it is built.
+    """The number of batches an optimizer has seen; 0 before it is built.
 
-    `int` does not take the variable under `tf.distribute`. Tried on Keras 3.15.
+    `int(variable)` fails under `tf.distribute`. Tried on Keras 3.15.
     """
     if not optimizer.built:
         return 0
@@ -50,16 +50,16 @@ def batch_count(optimizer: keras.optimizers.Optimizer) -> int:
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     """The model's variables that a built optimizer has slots for.
 
-    An optimizer lists its own variables alone. Tried on Keras 3.13 and 3.15.
+    The public `variables` are only the optimizer's own. Tried on Keras 3.13 and 3.15.
     """
     return list(optimizer._trainable_variables)
 
 
 def decays(optimizer: keras.optimizers.Optimizer, variable: Any) -> bool:
-    """Whether an optimizer's weight decay is for this variable.
+    """Whether an optimizer applies weight decay to this variable.
 
-    What `exclude_from_weight_decay` was told is not public. Tried on Keras 3.13 and
-    3.15.
+    The exclusions made by `exclude_from_weight_decay` are not public. Tried on Keras
+    3.13 and 3.15.
     """
     return optimizer._use_weight_decay(variable)
 
@@ -67,9 +67,9 @@ def decays(optimizer: keras.optimizers.Optimizer, variable: Any) -> bool:
 def copy_exclusions(
     source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer
 ) -> None:
-    """Exclude from weight decay what another optimizer excludes.
+    """Copy the exclusions from weight decay to another optimizer.
 
-    It is not in an optimizer's config. Tried on Keras 3.13 and 3.15.
+    They are not in an optimizer's config. Tried on Keras 3.13 and 3.15.
     """
     for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
         if hasattr(source, name):
@@ -94,9 +94,10 @@ def moving_averages(optimizer: keras.optimizers.Optimizer) -> dict[int, Any]:
 def averaging_only(
     optimizer: keras.optimizers.Optimizer, variables: list[Any]
 ) -> Iterator[None]:
-    """Lets an optimizer with `use_ema` average some of its variables alone.
+    """Restricts an optimizer with `use_ema` to averaging some of its variables.
 
-    It goes through all of them, whatever it updates. Tried on Keras 3.13 and 3.15.
+    It averages all of them, even those it does not update. Tried on Keras 3.13 and
+    3.15.
     """
     averages = moving_averages(optimizer)
     if not averages:
@@ -113,11 +114,11 @@ def averaging_only(
 
 
 def set_saved_optimizer(model: keras.Model, optimizer: Any) -> None:
-    """Make `optimizer` the one that the model's file names.
+    """Make `optimizer` the one that is saved in the model's file.
 
-    A file gets the optimizer that was given to `compile`, also after `model.optimizer`
-    was exchanged, and the variables of the present one; where the two differ it cannot
-    be loaded. Tried on Keras 3.13 and 3.15.
+    Keras saves the config of the optimizer given to `compile`, even if
+    `model.optimizer` was replaced since, with the variables of the current one. If the
+    two differ, the file cannot be loaded. Tried on Keras 3.13 and 3.15.
     """
     saved = getattr(model, "_compile_config", None)
     if saved is not None and not hasattr(saved.config["optimizer"], "inner_optimizer"):
@@ -125,10 +126,10 @@ def set_saved_optimizer(model: keras.Model, optimizer: Any) -> None:
 
 
 def set_inner_optimizer(outer: Any, inner: keras.optimizers.Optimizer) -> None:
-    """Exchange what a `LossScaleOptimizer` wraps.
+    """Replace the optimizer that a `LossScaleOptimizer` wraps.
 
-    On JAX it goes through the gradients by the variables that it was built with itself,
-    and would drop those of others without a word. Tried on Keras 3.13 and 3.15.
+    On JAX it pairs the gradients with the variables it was built with, and would
+    silently drop all others. Tried on Keras 3.13 and 3.15.
     """
     outer.inner_optimizer = inner
     if outer.built and inner.built:
@@ -154,33 +155,32 @@ def torch_rng_state(state: Any = None) -> Any:
 def sublayers(
     layer: keras.layers.Layer, recursive: bool = True
 ) -> list[keras.layers.Layer]:
-    """A layer and all layers inside it, however they are nested.
+    """A layer and all layers inside it, at any depth.
 
-    With `recursive=False` those right inside it. Only models list their layers in
-    public; an RNN's cell, the projections of an attention layer, and what a wrapper
-    wraps are found this way. Tried on Keras 3.13 and 3.15.
+    With `recursive=False`, only its direct children. Only models list their layers
+    publicly; this also finds an RNN's cell, the projections of an attention layer, and
+    the layer inside a wrapper. Tried on Keras 3.13 and 3.15.
     """
     return list(layer._flatten_layers(include_self=recursive, recursive=recursive))
 
 
 def live_layers() -> list[keras.layers.Layer]:
-    """Every layer that there is.
+    """Every layer that exists in this process.
 
-    Keras hands a constraint or a regularizer the variable alone, and a variable does
-    not know its layer, whose type says which axes of a kernel are its inputs. Tried on
-    Keras 3.13 and 3.15.
+    Keras passes only the variable to a constraint or regularizer. A variable does not
+    know its layer, and the layer's type determines which axes of a kernel are inputs.
+    Tried on Keras 3.13 and 3.15.
     """
-    # `type`, since some modules put objects there that import what they stand for as
-    # soon as `isinstance` looks at them.
+    # `type`, because `isinstance` would trigger the import of lazy module objects.
     return [o for o in gc.get_objects() if issubclass(type(o), keras.layers.Layer)]
 
 
 def set_projection_option(layer: keras.layers.Layer, name: str, value: Any) -> None:
-    """Set what an attention layer hands to its projections when it is made again.
+    """Set an option that an attention layer passes to its projections when rebuilt.
 
     `keras.layers.MultiHeadAttention` keeps `kernel_regularizer` and the like under a
-    private name, and its file has them, not the projections'. Other layers are left
-    alone. Tried on Keras 3.13 and 3.15.
+    private name, and saves those rather than the projections'. Other layers are not
+    changed. Tried on Keras 3.13 and 3.15.
     """
     if hasattr(layer, f"_{name}"):
         setattr(layer, f"_{name}", value)
@@ -201,10 +201,10 @@ def projections(layer: keras.layers.Layer) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def unbuilt_as_before(model: keras.Model) -> Iterator[None]:
-    """Takes back that a step inside builds the compiled loss and metrics.
+    """Undoes the building of the compiled loss and metrics by a step inside.
 
-    The first `fit` looks at a batch to build them, and so draws once more from the
-    order of the data than one that finds them built. Tried on Keras 3.13 and 3.15.
+    The first `fit` reads one batch to build them, which advances the shuffled data
+    once more than a `fit` that finds them built. Tried on Keras 3.13 and 3.15.
     """
     metrics, loss = model._compile_metrics, model._compile_loss
     unbuilt = [part for part in (metrics, loss) if part is not None and not part.built]
@@ -218,9 +218,9 @@ def unbuilt_as_before(model: keras.Model) -> Iterator[None]:
 
 
 def nodes(model: keras.Model) -> list[Any]:
-    """The calls of a Functional or built Sequential model, each after its inputs.
+    """The calls of a Functional or built Sequential model in topological order.
 
-    The graph that a Functional model was made from is not public. Each node has an
+    The graph of a Functional model is not public. Each node has an
     `operation`, `arguments`, `input_tensors` and `outputs`. Tried on Keras 3.13 and
     3.15.
     """
@@ -232,19 +232,20 @@ def nodes(model: keras.Model) -> list[Any]:
 
 
 def arguments(node: Any, tensors: list[Any]) -> tuple[tuple, dict]:
-    """The arguments of one of those calls, with others for `input_tensors`.
+    """The arguments of one of those calls, with `input_tensors` replaced.
 
-    Which arguments a layer was called with is not public. Tried on Keras 3.13 and 3.15.
+    The arguments that a layer was called with are not public. Tried on Keras 3.13 and
+    3.15.
     """
     by_input = {id(x): t for x, t in zip(node.input_tensors, tensors, strict=True)}
     return node.arguments.fill_in(by_input)
 
 
 def run_node(node: Any, tensors: list[Any], training: bool | None = None) -> Any:
-    """Make one of those calls with other tensors.
+    """Repeat one of those calls with other tensors.
 
-    A node keeps the `training` that its layer had by default. As in a Functional model,
-    `training` takes its place, whatever the layer was called with. Tried on Keras 3.15.
+    A node stores the default `training` of its layer. As in a Functional model,
+    `training` overrides it, whatever the layer was called with. Tried on Keras 3.15.
     """
     args, kwargs = arguments(node, tensors)
     if training is not None and "training" in getattr(
@@ -256,9 +257,9 @@ def run_node(node: Any, tensors: list[Any], training: bool | None = None) -> Any
 
 @contextlib.contextmanager
 def patched(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Gives objects other attributes for a while: `(object, name, value)` of each.
+    """Temporarily replaces attributes, given as `(object, name, value)`.
 
-    Not by `setattr`, which Keras and PyTorch watch: they would track the value. Tried
+    Not with `setattr`, which Keras and PyTorch override to track the value. Tried
     on Keras 3.13 and 3.15.
     """
     before: list[tuple[dict, str, Any]] = []
@@ -279,8 +280,8 @@ def patched(changes: list[tuple[Any, str, Any]]) -> Iterator[None]:
 def functional_part(model: keras.Model) -> Any:
     """The Functional model inside a Sequential one; a Functional model itself.
 
-    None if the model is subclassed, not built, or has a `call` of its own: what it
-    computes is then not what its graph says. Tried on Keras 3.13 and 3.15.
+    None if the model is subclassed, not built, or overrides `call`: its graph then
+    does not describe what it computes. Tried on Keras 3.13 and 3.15.
     """
     if isinstance(model, keras.Sequential):
         functional, call = model._functional, keras.Sequential.call
@@ -300,10 +301,10 @@ def has_own_call(model: Any) -> bool:
 
 
 def is_made_from_graph(model: keras.Model) -> bool:
-    """Whether a Functional or Sequential model's config is its graph, whatever it is.
+    """Whether a Functional or Sequential model's config describes its graph.
 
-    KerasHub's models are Functional too, but their files have the arguments of their
-    constructors. Tried on Keras 3.15.
+    KerasHub's models are Functional too, but their configs hold the arguments of
+    their constructors. Tried on Keras 3.15.
     """
     cls = type(model)
     base = keras.Sequential if isinstance(model, keras.Sequential) else Functional
@@ -315,14 +316,14 @@ def is_made_from_graph(model: keras.Model) -> bool:
 def run_through(model: keras.Model, inputs: Any, operation: Any, call: Any) -> Any:
     """Run new symbolic inputs through the graph of a Functional model.
 
-    `keras.models.clone_model` does this and more: it compiles the copy too, which fails
-    where a loss or metric is not registered. Tried on Keras 3.13 and 3.15.
+    `keras.models.clone_model` also compiles the copy, which fails if a loss or metric
+    is not registered. Tried on Keras 3.13 and 3.15.
 
     Args:
         model: The Functional model.
         inputs: Symbolic inputs, in the structure of the model's.
-        operation: From each operation of the graph to the one to use instead.
-        call: Called with that one and the arguments.
+        operation: Maps each operation of the graph to its replacement.
+        call: Called with the replacement and the arguments.
 
     Returns:
         The outputs, in the structure of the model's.
@@ -333,8 +334,8 @@ def run_through(model: keras.Model, inputs: Any, operation: Any, call: Any) -> A
 def exchange_part(model: keras.Model, name: str, part: keras.layers.Layer) -> None:
     """Set an attribute of a subclassed model to another layer.
 
-    Setting it alone leaves the old layer among the model's. Tried on Keras 3.13 and
-    3.15.
+    Setting the attribute alone leaves the old layer tracked by the model. Tried on
+    Keras 3.13 and 3.15.
     """
     old = getattr(model, name)
     delattr(model, name)
@@ -343,10 +344,10 @@ def exchange_part(model: keras.Model, name: str, part: keras.layers.Layer) -> No
 
 
 def sync_state(model: keras.Model) -> None:
-    """Bring the variables up to date in the middle of a `fit`, or after one that broke.
+    """Update the variables in the middle of a `fit`, or after one that raised.
 
-    On JAX they are behind the training step until Keras needs them, and would then be
-    overwritten. Tried on Keras 3.13 and 3.15.
+    On JAX they lag behind the training step until Keras synchronizes them, which would
+    overwrite changes. Tried on Keras 3.13 and 3.15.
     """
     if keras.backend.backend() == "jax":
         model.jax_state_sync()
@@ -354,9 +355,9 @@ def sync_state(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def loss_tracker(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[None]:
-    """Lets `metric` have the losses that Keras takes the mean of.
+    """Passes `metric` the losses that Keras averages.
 
-    The loss of a single step is not public where one call runs several of them. Tried
+    The loss of a single step is not public when one call runs several steps. Tried
     on Keras 3.13 and 3.15.
     """
     with patched([(model, "_loss_tracker", metric)]):
@@ -364,11 +365,11 @@ def loss_tracker(model: keras.Model, metric: keras.metrics.Metric) -> Iterator[N
 
 
 def as_one_op(function: Callable) -> Callable:
-    """A function of lists of tensors that TensorFlow compiles into a single operation.
+    """Compile a function of lists of tensors into a single operation on TensorFlow.
 
-    In a branch that is seldom taken, TensorFlow passes each operation by in every step,
-    at the cost of some hundreds. The other backends take it as it is. Tried on Keras
-    3.13 and 3.15.
+    In a branch that is rarely taken, TensorFlow still visits every operation in each
+    step, which is slow with several hundred. Other backends use the function as is.
+    Tried on Keras 3.13 and 3.15.
     """
     if keras.backend.backend() != "tensorflow":
         return function
@@ -379,11 +380,11 @@ def as_one_op(function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def computing_in(dtype: str, layers: list[keras.layers.Layer]) -> Iterator[None]:
-    """Lets built layers compute in another dtype for a while, variables as they are.
+    """Temporarily lets built layers compute in another dtype, variables unchanged.
 
-    Exporters lack kernels for some. Setting `dtype_policy` in public changes the dtype
-    that the variables are supposed to have, and they would no longer be cast. Tried on
-    Keras 3.15.
+    Exporters lack kernels for some dtypes. Setting the public `dtype_policy` changes
+    the dtype the variables are expected to have, so they would no longer be cast. Tried
+    on Keras 3.15.
     """
     changes: list[tuple[Any, str, Any]] = []
     for layer in layers:
@@ -396,9 +397,9 @@ def computing_in(dtype: str, layers: list[keras.layers.Layer]) -> Iterator[None]
 
 @contextlib.contextmanager
 def arithmetic_sign_bit() -> Iterator[None]:
-    """Lets TensorFlow tell -0 from 0 by arithmetic instead of by a float's bits.
+    """Lets TensorFlow distinguish -0 from 0 by arithmetic rather than by bits.
 
-    `keras.ops.argmax` does so, and no exported format has the operations for bits.
+    `keras.ops.argmax` needs this, and no export format supports the bit operations.
     Tried on Keras 3.15.
     """
     if keras.backend.backend() != "tensorflow":

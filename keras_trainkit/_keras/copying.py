@@ -1,4 +1,4 @@
-"""How an object of Keras is copied with all that it has."""
+"""Copies of Keras objects with all of their state."""
 
 import contextlib
 import copy
@@ -16,15 +16,15 @@ from keras_trainkit._keras import functional_part
 
 @contextlib.contextmanager
 def copied_by(function: Callable[[Any, dict], Any]) -> Iterator[None]:
-    """Lets `copy.deepcopy` hand every object of Keras to `function(object, memo)`.
+    """Lets `copy.deepcopy` pass every Keras object to `function(object, memo)`.
 
-    Left alone, it goes through Keras's `__reduce__`, which saves to a file in memory
-    and loads it, and so needs a config of everything. Meanwhile, lists are copied
-    without being tracked. Tried on Keras 3.13 and 3.15.
+    By default it uses Keras's `__reduce__`, which saves to a file in memory and loads
+    it, so every object would need a config. Inside, lists are copied untracked. Tried
+    on Keras 3.13 and 3.15.
     """
     before = vars(KerasSaveable).get("__deepcopy__")
     KerasSaveable.__deepcopy__ = function
-    # A name in place of a reduction: the module itself.
+    # A string instead of a tuple makes `deepcopy` keep the module itself.
     copyreg.pickle(types.ModuleType, lambda module: module.__name__)
     try:
         with tracking.DotNotTrackScope():
@@ -48,13 +48,13 @@ def tracked() -> Iterator[None]:
         tracking.set_global_attribute("tracking_on", before)
 
 
-# What an object's `__new__` makes for this object alone.
+# What `__new__` creates for each object.
 _OWN = ("build", "quantize")
-# What happened to a layer, as opposed to what it is.
+# The history of a layer's calls, which a copy does not share.
 _HISTORY = {
     "_inbound_nodes": list, "_outbound_nodes": list, "_losses": list, "_loss_ids": set,
 }  # fmt: skip
-# What `compile` and `fit` leave on a model.
+# What `compile` and `fit` set on a model.
 _COMPILED = (
     "optimizer", "_optimizer", "loss", "compiled", "_compile_config", "_compile_loss",
     "_compile_metrics", "_loss_tracker", "_compiled_trainable_state", "history",
@@ -67,15 +67,15 @@ _COMPILED = (
 def copy_attributes(old: Any, memo: dict, extra: Any = None) -> Any:
     """A copy of a layer, operation or metric with copies of its attributes.
 
-    Its `build` and `quantize` are closures over the object, and the tracker knows what
-    it tracks by id: both must be those of the copy. Nothing of what is compiled is
-    copied. Tried on Keras 3.15.
+    `build` and `quantize` are closures over the object, and the tracker identifies
+    objects by id, so both must belong to the copy. Compiled state is not copied. Tried
+    on Keras 3.15.
 
     Args:
         old: What to copy.
-        memo: That of `copy.deepcopy`.
-        extra: For a Functional or Sequential model, one of that very class in Keras
-            whose graph the copy is to have.
+        memo: The memo of `copy.deepcopy`.
+        extra: For a Functional or Sequential model, a model of exactly that Keras
+            class, whose graph the copy takes.
     """
     bases = (keras.layers.Layer, keras.Operation, object)
     base: Any = next(base for base in bases if isinstance(old, base))
@@ -103,7 +103,7 @@ def copy_attributes(old: Any, memo: dict, extra: Any = None) -> Any:
     return new
 
 
-# What a model's graph does not say of it.
+# Attributes of a model that its graph does not determine.
 _KEPT = (
     "_trainable", "_dtype_policy", "autocast", "_auto_config", "_convert_input_args",
     "_allow_non_tensor_positional_args", "supports_jit", "_path", "_remat_mode",
@@ -122,12 +122,12 @@ def _copied(value: Any, memo: dict) -> Any:
         if type(value) is tuple or isinstance(value, list | set):
             parts = [_copied(part, memo) for part in value]
             return parts if isinstance(value, list) else type(value)(parts)
-        # A lookup table, a compiled function, an open file: they are shared.
+        # Lookup tables, compiled functions and open files are shared.
         return value
 
 
 def _copy_modules(old: dict, new: dict, memo: dict) -> None:
-    """PyTorch's modules keep layers that are attributes apart from the others."""
+    """PyTorch modules store layer attributes separately from other attributes."""
     for name in ("_modules", "_parameters", "_buffers"):
         for key, part in old.get(name, {}).items():
             if key not in new[name]:
@@ -145,7 +145,7 @@ def _retrack(old, new, memo, extra) -> None:
     # Layers and variables of the model besides its graph.
     graph = {id(operation) for operation in functional_part(old)._operations}
     if isinstance(old, keras.Sequential):
-        # A Sequential tracks the graphs of itself with fewer layers, too.
+        # A Sequential also tracks the graphs of its earlier, shorter versions.
         own = {id(layer) for layer in old.layers}
         graph |= {
             id(part)

@@ -13,26 +13,26 @@ from keras_trainkit._keras import patched
 
 
 def compile_config(model: keras.Model) -> dict[str, Any]:
-    """What a model was compiled with, as its file names it.
+    """What a model was compiled with, as saved in its file.
 
-    The dict is another one after each `compile`. Tried on Keras 3.13 and 3.15.
+    Each `compile` makes a new dict. Tried on Keras 3.13 and 3.15.
     """
     saved = getattr(model, "_compile_config", None)
     return {} if saved is None else saved.config
 
 
 def variable_scope(model: keras.Model) -> contextlib.AbstractContextManager:
-    """Where to make variables that a model's training step uses.
+    """The scope in which to create variables that a model's training step uses.
 
-    Under `tf.distribute` a variable made outside the strategy's scope is one for all
-    replicas, and counts once for each. Tried on Keras 3.13 and 3.15.
+    Under `tf.distribute`, a variable created outside the strategy's scope is shared by
+    all replicas, and is updated once by each. Tried on Keras 3.13 and 3.15.
     """
     strategy = getattr(model, "_distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def track_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
-    """Make a variable one of the optimizer's, the last one.
+    """Add a variable to the end of the optimizer's variables.
 
     Tried on Keras 3.13 and 3.15.
     """
@@ -42,7 +42,7 @@ def track_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None
 
 
 def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
-    """The variable with an optimizer's learning rate, where that is a number.
+    """The variable that holds an optimizer's learning rate, if it is a number.
 
     `optimizer.learning_rate` may be overridden. Tried on Keras 3.13 and 3.15.
     """
@@ -51,7 +51,7 @@ def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
 
 
 def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
-    """Take a variable from the optimizer's. Tried on Keras 3.13 and 3.15."""
+    """Remove a variable from the optimizer's. Tried on Keras 3.13 and 3.15."""
     if any(variable is other for other in optimizer._variables):
         optimizer._untrack_variable(variable)
 
@@ -59,9 +59,9 @@ def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> No
 class Fit:
     """The call of `fit` in which a callback is being set up.
 
-    A callback is not told about the others of a fit, nor that the fit raised. Its
-    `CallbackList` knows the former and lives as long as the call. Tried on Keras 3.13
-    and 3.15.
+    A callback is told neither about the other callbacks of a fit nor that the fit
+    raised. Its `CallbackList` knows the others and lives as long as the call. Tried on
+    Keras 3.13 and 3.15.
     """
 
     def __init__(self, callback: keras.callbacks.Callback):
@@ -79,7 +79,7 @@ class Fit:
 
     @property
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """All callbacks of the fit, as far as they can be known."""
+        """All callbacks of the fit, as far as they are known."""
         callbacks = self._list and self._list()
         return list(callbacks.callbacks) if callbacks else []
 
@@ -87,7 +87,7 @@ class Fit:
         """Whether the call has returned or raised, in any thread."""
         if self._list is None:
             return False
-        # Not called `callbacks`, which is what is looked for.
+        # Not named `callbacks`, the name searched for below.
         own = self._list()
         if own is None or not self._in_fit:
             # A loop written by hand may keep its list anywhere.
@@ -117,7 +117,7 @@ def fit_arguments(model: keras.Model) -> dict[str, Any] | None:
 
 
 def _all_frames() -> Iterator[Any]:
-    """Every frame of every thread; a callback may run in a thread of its own."""
+    """Every frame of every thread; a callback may run in another thread."""
     for top in list(sys._current_frames().values()):
         frame: FrameType | None = top
         while frame is not None:
@@ -127,10 +127,10 @@ def _all_frames() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def own_train_step(model: keras.Model) -> Iterator[None]:
-    """Lets a training function made inside be traced, whatever others there are.
+    """Makes sure that a training function created inside is traced anew.
 
-    JAX takes two `jit`s of the same method for one function as long as both live, and
-    would go on with what it traced for the first. Tried on Keras 3.13 and 3.15.
+    JAX treats two `jit`s of the same method as one function while both are alive, and
+    would reuse the trace of the first. Tried on Keras 3.13 and 3.15.
     """
     if keras.backend.backend() != "jax":
         yield

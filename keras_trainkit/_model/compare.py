@@ -1,4 +1,4 @@
-"""Whether two models do the same."""
+"""Whether two models compute the same."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model.inputs import random_inputs as random_inputs
 
-# The largest error relative to the largest output that is put down to rounding.
+# The largest error, relative to the largest output, attributed to rounding.
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
 
 
@@ -22,10 +22,10 @@ def check_same(
 
     Args:
         model: A model.
-        copy: What should do the same: a model, or a function of inputs.
+        copy: What should compute the same: a model, or a function of inputs.
         x: The inputs.
         what: What the copy is, for the error.
-        at_least: A difference that is allowed whatever the model's precision.
+        at_least: A difference that is always allowed, whatever the model's precision.
 
     Raises:
         RuntimeError: If it is more than rounding explains.
@@ -36,7 +36,7 @@ def check_same(
     if error > tolerance:
         if distance(before, outputs(model, x)) > 0:
             return math.nan
-        # A deep network may make more of rounding: what it makes of one in its inputs.
+        # A deep network amplifies rounding errors; measure by how much.
         rounded = keras.tree.map_structure(_rounded, x)
         noise = distance(before, outputs(model, rounded))
         tolerance = min(max(tolerance, 30 * noise), 100 * tolerance)
@@ -49,7 +49,7 @@ def check_same(
 
 
 def outputs(model: Any, x: Any) -> list[np.ndarray]:
-    """What a model, or a function, puts out at inference, as float32."""
+    """The outputs of a model or function at inference, as float32."""
     is_model = isinstance(model, keras.Model)
     found = keras.tree.flatten(model(x, training=False) if is_model else model(x))
     return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in found]
@@ -70,7 +70,7 @@ def tolerance_of(model: keras.layers.Layer) -> float:
 
 
 def _rounded(x):
-    """The same numbers, each off by its last bit."""
+    """The same numbers, each changed in its last bit."""
     x = np.asarray(x)
     if x.dtype.kind != "f":
         return x

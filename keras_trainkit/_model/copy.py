@@ -1,8 +1,8 @@
-"""Copies of layers that are the layer: everything it has, and not what its config says.
+"""Copies of layers made from the live object rather than from its config.
 
-A config leaves out the statistics of an adapted layer, lookup tables, functions,
-classes that are not registered, LoRA. So what does not change is copied from the live
-object; only what does is made from a config, by `remake`.
+A config leaves out the statistics of adapted layers, lookup tables, functions,
+unregistered classes and LoRA. So what stays the same is copied from the live object.
+Only what changes is made from a config, by `remake`.
 """
 
 import copy
@@ -22,7 +22,7 @@ Memo = dict[int, Any]
 def live_copy(
     thing: Any, memo: Memo, graph: Callable[[keras.Model, Memo], Any] | None = None
 ) -> Any:
-    """Copy a layer or an operation with all that it has and none of its history.
+    """Copy a layer or operation with all of its state and none of its call history.
 
     Args:
         thing: A layer, model or operation of `keras.ops`.
@@ -35,7 +35,7 @@ def live_copy(
 
     def copy_one(old: Any, memo: Memo) -> Any:
         if isinstance(old, keras.optimizers.Optimizer):
-            # It knows its variables by their ids.
+            # It identifies its variables by id.
             return type(old).from_config(old.get_config())
         if graph is not None and functional_part(old) is not None:
             with tracked():
@@ -60,10 +60,10 @@ def _check_apart(old: Layer, new: Layer) -> None:
 
 
 def remake(layer: Layer, **changes: Any) -> Layer:
-    """A new layer like another one with other arguments, not built.
+    """A new, unbuilt layer with some of another layer's arguments changed.
 
-    Its functions, initializers, regularizers and constraints are those of the live
-    layer, so that none needs to be registered.
+    It uses the functions, initializers, regularizers and constraints of the live
+    layer, so none needs to be registered.
     """
     config = layer.get_config()
     for name in config:

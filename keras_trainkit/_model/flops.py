@@ -1,4 +1,4 @@
-"""What a model costs in multiplications."""
+"""The number of operations of a model."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ ShapeOf = Callable[[keras.Variable], Sequence[int]]
 def flops(model: keras.Model) -> int:
     """Floating-point operations of one row's pass through a model.
 
-    Two for each product with a weight, and in attention for those of the scores and of
-    the values; activations, normalization and the like, and sizes that are open, count
-    as nothing and as one.
+    Two for each product with a weight and, in attention, for each product of the scores
+    and of the values. Activations, normalization and the like are not counted. Unknown
+    sizes count as 1.
 
     Args:
         model: A Functional or built Sequential model.
@@ -28,7 +28,7 @@ def flops(model: keras.Model) -> int:
         The number of operations.
 
     Raises:
-        ValueError: If it is another kind of model.
+        ValueError: If the model is neither.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -39,7 +39,7 @@ def flops(model: keras.Model) -> int:
 
 
 def count_flops(model: keras.Model, shape_of: ShapeOf) -> int:
-    """As `flops`, with other shapes of the kernels than they have."""
+    """As `flops`, with kernel shapes given by `shape_of`."""
     return sum(_products(call, shape_of) for call in read(model).calls) * 2
 
 
@@ -69,7 +69,7 @@ def _positions(edge: Edge, layer) -> int:
 
 def _einsum_positions(layer, edge: Edge) -> int:
     taken, kernel, _ = einsum_labels(layer)
-    # The axes that the equation names are the last ones; the batch's is the first.
+    # The equation names the last axes; the first axis is the batch.
     names = taken.rjust(len(edge.shape), ".")[1:]
     sizes = zip(names, edge.shape[1:], strict=True)
     return math.prod(size or 1 for name, size in sizes if name not in kernel)

@@ -30,9 +30,9 @@ class Edge:
     """A tensor between layers.
 
     Attributes:
-        shape: Its shape, with the batch axis; None where a size is open.
-        producer: The call that puts it out; None for an input of the model.
-        consumers: The calls that take it in.
+        shape: Its shape, with the batch axis; None where a size is unknown.
+        producer: The call whose output it is; None for an input of the model.
+        consumers: The calls whose input it is.
         is_output: Whether it is an output of the model.
     """
 
@@ -49,10 +49,10 @@ class Call:
     Attributes:
         layer: The layer.
         path: The names of the models around it and its own, with slashes.
-        inputs: What it takes in.
-        outputs: What it puts out.
+        inputs: Its inputs.
+        outputs: Its outputs.
         training: The `training` that it is called with, if any.
-        node: What Keras keeps of the call.
+        node: Keras's record of the call.
     """
 
     layer: Any
@@ -63,22 +63,22 @@ class Call:
     node: Any = None
 
     def run(self, tensors: list[Any]) -> list[Any]:
-        """What the layer makes of tensors for the inputs."""
+        """The layer's outputs for these input tensors."""
         return keras.tree.flatten(run_node(self.node, tensors))
 
 
 @dataclass(eq=False)
 class Graph:
-    """The calls of a model in the order of a pass, nested models opened up.
+    """The calls of a model in the order of a forward pass, nested models expanded.
 
-    A layer that is shared, or that stands in a shared model, has several calls.
+    A layer that is shared, or that is inside a shared model, has several calls.
 
     Attributes:
         calls: The calls.
-        inputs: What the model takes in.
-        outputs: What it puts out.
-        entries: The symbolic inputs of it and of the models inside it, each with what
-            enters there.
+        inputs: The inputs of the model.
+        outputs: Its outputs.
+        entries: The symbolic inputs of the model and of the models inside it, each
+            with the edge that enters there.
     """
 
     calls: list[Call]
@@ -91,9 +91,9 @@ class Graph:
         return [call for call in self.calls if call.layer is layer]
 
     def remove(self, layer: Layer) -> None:
-        """Take a layer out: what consumed its output consumes its input."""
+        """Remove a layer: what consumed its output now consumes its input."""
         for call in self.calls_of(layer):
-            # A mask may come along with the input.
+            # A mask may accompany the input.
             before, (after,) = call.inputs[0], call.outputs
             for edge in call.inputs:
                 edge.consumers.remove(call)
@@ -109,7 +109,7 @@ class Graph:
 def is_graph(model: Any) -> bool:
     """Whether a model is a built Sequential or a Functional one.
 
-    Not so one whose class has its own `call`, which may do anything.
+    False if its class overrides `call`, which may do anything.
     """
     return isinstance(model, keras.Model) and functional_part(model) is not None
 
@@ -140,7 +140,7 @@ def inner_model(layer: Any) -> keras.Model | None:
 
 
 def _expand_alone(graph: Graph, model: keras.Model, path: str) -> tuple[list, list]:
-    """Add a model's calls, with inputs from nowhere and outputs to anywhere."""
+    """Add a model's calls, with new edges for its inputs and outputs."""
     inputs = [Edge(tuple(x.shape)) for x in functional_part(model).inputs]
     outputs = _expand(graph, model, inputs, path)
     for edge in outputs:

@@ -12,13 +12,13 @@ from keras_trainkit._model.graph import Edge, read
 def random_inputs(model: keras.Model, rows: int = 4) -> Any:
     """Inputs in the structure of a Functional or built Sequential model's.
 
-    Normal ones for floats; for integers, those that an embedding or lookup behind has,
-    else 0 and 1; ones for masks; words for strings. Open sizes are 64, large enough for
-    a stack of poolings, or what a position embedding allows.
+    Floats are normal; integers are valid for the embedding or lookup that reads them,
+    else 0 or 1; masks are ones; strings are words. Unknown sizes are 64, large enough
+    for a stack of poolings, or the most that a position embedding allows.
     """
     rng = np.random.default_rng(0)
     edges = {id(tensor): edge for tensor, edge in read(model).entries}
-    # Position embeddings have so many positions.
+    # The number of positions of position embeddings.
     lengths = [getattr(layer, "sequence_length", None) for layer in sublayers(model)]
     size = min([64, *(n for n in lengths if isinstance(n, int))])
 
@@ -39,10 +39,10 @@ def draw_like(
 
     Args:
         tensor: The tensor.
-        rows: The size of the batch, where it is open.
-        rng: By default one with the seed 0.
-        edge: Where it stands in the graph of the model.
-        open_size: For sizes that are open.
+        rows: The size of the batch, if it is unknown.
+        rng: By default a generator with seed 0.
+        edge: Its edge in the graph of the model.
+        open_size: Used for unknown sizes.
     """
     rng = rng or np.random.default_rng(0)
     shape = [size or open_size for size in tensor.shape]
@@ -64,7 +64,7 @@ def _strings(words: np.ndarray) -> Any:
 
 
 def _behind(edge: Edge | None) -> list[Any]:
-    """The layers that take something in, those inside them included."""
+    """The layers that consume an edge, including the layers inside them."""
     found: list[Any] = []
     for call in edge.consumers if edge else []:
         if isinstance(call.layer, keras.layers.Layer):

@@ -29,10 +29,10 @@ class Kernel:
         variable: The variable.
         inputs: The axes over which each unit sums: those of its incoming weights. For
             an embedding, those of one item's vector.
-        prefix: What the layer's arguments about it begin with, such as
-            `"kernel"` in `kernel_constraint`.
+        prefix: The prefix of the layer's arguments for it, such as `"kernel"` in
+            `kernel_constraint`.
         channels: The axis of the channels of a depthwise kernel, over which no unit
-            sums; None for another one.
+            sums; None for other kernels.
     """
 
     layer: keras.layers.Layer
@@ -43,7 +43,7 @@ class Kernel:
 
     @property
     def row(self) -> int:
-        """The axis along which hardware reads it, that of `N:M` patterns."""
+        """The axis along which hardware reads it and `N:M` patterns run."""
         return self.inputs[-1] if self.channels is None else self.channels
 
     @property
@@ -58,21 +58,21 @@ class Kernel:
 
 
 def kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
-    """The kernels of a built layer or model, those of all layers inside included."""
+    """The kernels of a built layer or model and of all layers inside it."""
     for part in sublayers(layer):
         yield from own_kernels(part)
 
 
 def own_kernels(layer: keras.layers.Layer) -> Iterator[Kernel]:
-    """The kernels of a layer alone."""
+    """The kernels of a layer without those of the layers inside it."""
     for kernel in _own(layer):
-        # Not so: a kernel that Keras computes, as after `enable_lora`.
+        # Skips a kernel that Keras computes, as after `enable_lora`.
         if isinstance(kernel.variable, keras.Variable):
             yield kernel
 
 
 def without_kernels(layer: keras.layers.Layer) -> str | None:
-    """Why a layer with a kernel has none that can be changed; None if it can."""
+    """Why the kernel of a layer cannot be changed; None if it can."""
     if getattr(layer, "lora_enabled", False):
         return "has LoRA, which computes its kernel at each step"
     if getattr(layer, "quantization_mode", None):
@@ -83,7 +83,8 @@ def without_kernels(layer: keras.layers.Layer) -> str | None:
 def inputs_of(tensor) -> tuple[int, ...]:
     """The axes of the incoming weights, of a kernel or of a plain tensor.
 
-    A tensor that is no layer's variable counts as a kernel that ends in its units.
+    A tensor that does not belong to a layer is treated as a kernel whose last axis is
+    its units.
     """
     if isinstance(tensor, keras.Variable):
         for _ in range(2):

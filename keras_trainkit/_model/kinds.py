@@ -1,6 +1,6 @@
 """Kinds of Keras's layers, where their channels lie, and the labels of an einsum.
 
-Only what Keras itself defines is listed: what a class of the user's does is not known,
+Only Keras's own classes are listed: what a user's class computes is not known,
 whatever it derives from.
 """
 
@@ -22,12 +22,12 @@ DROPOUTS = (
 
 
 def channels_first(layer: Any) -> bool:
-    """Whether a layer's channels lie behind the batch axis, not on the last one."""
+    """Whether a layer's channels are on axis 1 rather than on the last axis."""
     return getattr(layer, "data_format", None) == "channels_first"
 
 
 def channel_axis(layer: Any, rank: int) -> int:
-    """The axis of a layer's channels in a tensor of a rank, the batch axis counted."""
+    """The axis of a layer's channels in a tensor of this rank, batch axis included."""
     return 1 if channels_first(layer) else rank - 1
 
 

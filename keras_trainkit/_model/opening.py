@@ -1,4 +1,4 @@
-"""Layers that are made of layers, opened up into what they are made of."""
+"""Replaces layers that are made of layers by Functional models of their parts."""
 
 import inspect
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def open_up(
     """Copy a model with Functional models in place of layers that are made of layers.
 
     The `call` of such a layer is traced on symbolic tensors, as Keras traces a model's,
-    and what it calls becomes a model by the layer's name, which is compared with the
-    layer. The copy needs no class of the layers that are opened up.
+    and the calls it makes become a model with the layer's name, which is compared with
+    the layer. The copy does not need the classes of the layers that were opened up.
 
     Args:
         model: A Functional or built Sequential model.
@@ -45,7 +45,7 @@ def open_up(
 
 
 def _exchanged(model: keras.Model, opened: dict[Any, Any]) -> keras.Model:
-    # What is not opened up is the copy's own already.
+    # Layers that are not opened up already belong to the copy.
     return rebuild(model, lambda layer: opened.get(layer, layer))[0]
 
 
@@ -114,7 +114,7 @@ def _traced(layer: Layer, node) -> keras.Model:
     for part in sublayers(layer, recursive=False):
         count = names[part.name] = names.get(part.name, 0) + 1
         if count > 1:
-            # A Functional model wants names of which there is one.
+            # A Functional model requires unique names.
             part.name = f"{part.name}_{count}"
     inputs = [
         keras.Input(batch_shape=x.shape, dtype=_dtype(layer, x))
@@ -129,6 +129,6 @@ def _traced(layer: Layer, node) -> keras.Model:
 
 
 def _dtype(layer: Layer, tensor) -> str:
-    """What a layer casts a tensor to before it calls `call`."""
+    """The dtype that a layer casts a tensor to before `call`."""
     cast = layer.autocast and "float" in tensor.dtype
     return layer.compute_dtype if cast else tensor.dtype

@@ -1,4 +1,4 @@
-"""Which layers and weights an argument such as `include=` means."""
+"""Which layers and weights an argument such as `include=` matches."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ _EXPECTED = "a layer, a type of layers, a regular expression or a function of a 
 
 
 def chains(model: Layer) -> Iterator[tuple[Layer, ...]]:
-    """Every layer inside a model, after the layers around it; the model left out."""
+    """Every layer inside a model, each after the layers around it, without the model."""
     seen = set()
 
     def walk(layer: Layer, around: tuple[Layer, ...]) -> Iterator[tuple[Layer, ...]]:
@@ -58,11 +58,11 @@ def check_selectors(name: str, selectors: Any) -> tuple[Selector, ...]:
 
 
 def selected(chain: tuple[Layer, ...], selectors: Sequence[Selector]) -> bool:
-    """Whether a selector means a layer or one of those around it."""
+    """Whether a selector matches a layer or one of those around it."""
     path = ""
     for layer in chain:
         path = f"{path}/{layer.name}" if path else layer.name
-        if any(_means(selector, layer, path) for selector in selectors):
+        if any(_matches(selector, layer, path) for selector in selectors):
             return True
     return False
 
@@ -70,14 +70,14 @@ def selected(chain: tuple[Layer, ...], selectors: Sequence[Selector]) -> bool:
 def check_all_used(
     name: str, chains: Sequence[tuple[Layer, ...]], selectors: Sequence[Selector]
 ) -> None:
-    """Raise if a selector means no layer, most often by a slip of the pen."""
+    """Raise if a selector matches no layer, usually because of a typo."""
     for selector in selectors:
         if not any(selected(chain, [selector]) for chain in chains):
             names = ", ".join(sorted({chain[-1].name for chain in chains}))
-            reject(name, selector, f"such that it means a layer ({names})")
+            reject(name, selector, f"such that it matches a layer ({names})")
 
 
-def _means(selector: Selector, layer: Layer, path: str) -> bool:
+def _matches(selector: Selector, layer: Layer, path: str) -> bool:
     if isinstance(selector, str):
         return any(re.fullmatch(selector, name) for name in (layer.name, path))
     if isinstance(selector, type):

@@ -21,7 +21,7 @@ class _Change:
     Args:
         owner: The callback.
         fit: The fit that it was set up by.
-        what: What it changes, where only one callback may; for errors.
+        what: What it changes, if only one callback may change it; for errors.
         key: What the compiled step depends on.
         undo: Takes the change back.
     """
@@ -36,13 +36,13 @@ class _Change:
 class FitScope:
     """The changes that callbacks made to a model for the length of a fit.
 
-    All of them end with the first of the callbacks that is told that the training is
-    over, the last change first. If the fit raised they are undone by whoever comes
-    next: the next fit of any kind, whoever reads the learning rate or saves the model,
-    and every function of this package.
+    All changes are undone, the last one first, when the first callback is told that
+    training is over. If the fit raised, they are undone by whatever comes next: the
+    next fit, reading the learning rate, saving the model, or any function of this
+    package.
 
-    A compiled step is kept for the next fit with the same changes. That of a fit
-    without changes is kept aside.
+    Compiled steps are kept for the next fit with the same changes. The step of a fit
+    without changes is kept separately.
     """
 
     def __init__(self, model: keras.Model):
@@ -56,14 +56,14 @@ class FitScope:
         self._made: Any = None
 
     def begin(self, change: _Change) -> None:
-        """Enter a change that was made."""
+        """Register a change that was made."""
         if not self.changes:
             if self._left is not None and self.model.train_function is not self._left:
-                # Someone else wants a new step: something else has changed.
+                # The step was reset elsewhere, so something else has changed.
                 self._steps.clear()
             self._plain = self.model.train_function, self._key()[0]
             self._made = self.model.train_function = None
-            # Not by `setattr`, which Keras and PyTorch watch.
+            # Not with `setattr`, which Keras and PyTorch override.
             vars(self.model)["make_train_function"] = self._make
         self.changes.append(change)
 
@@ -82,7 +82,7 @@ class FitScope:
         self._plain, self._made = (None, None), None
 
     def renew_step(self, owner: keras.callbacks.Callback, key: Hashable) -> None:
-        """Use the step for what a callback's change is now, in the middle of a fit."""
+        """Switch to the step for a callback's new change in the middle of a fit."""
         for change in self.changes:
             if change.owner is owner:
                 change.key = key
@@ -107,7 +107,7 @@ class FitScope:
         return found
 
     def _key(self) -> tuple[Hashable, Any]:
-        """What the compiled step depends on, and the objects that it names by id."""
+        """What the compiled step depends on, and the objects whose ids it contains."""
         model = self.model
         layers = sublayers(model)
         config = compile_config(model)
@@ -124,10 +124,10 @@ class FitScope:
 
 
 def scope_of(model: keras.Model) -> FitScope:
-    """The scope of a model; a new one for a model that never had one."""
+    """The scope of a model, created if it has none."""
     scope = vars(model).get(_NAME)
     if scope is None or scope.model is not model:
-        # A copy of a model may have got the scope of the original.
+        # A copied model may carry the scope of the original.
         scope = vars(model)[_NAME] = FitScope(model)
     return scope
 
@@ -138,13 +138,13 @@ def make_room(
     what: str | None = None,
     rivals: tuple[type, ...] = (),
 ) -> None:
-    """Undo what an earlier call left, or raise where another callback has it.
+    """Undo what an earlier call left; raise if another callback changes the same.
 
     Args:
         model: The model.
         owner: The callback that is about to change something.
-        what: What it changes, if no other may.
-        rivals: Classes of callbacks, not ours, that change the same.
+        what: What it changes, if no other callback may.
+        rivals: Other packages' callback classes that change the same.
     """
     end_if_over(model)
     scope = scope_of(model)
@@ -180,7 +180,7 @@ def close(model: keras.Model) -> None:
 
 
 def end_if_over(model: keras.Model) -> bool:
-    """Undo the changes of a fit that raised; whether there were any."""
+    """Undo the changes of a fit that raised; return whether there were any."""
     scope = getattr(model, "__dict__", {}).get(_NAME)
     if scope is None or scope.model is not model or not scope.changes:
         return False

@@ -1,4 +1,4 @@
-"""The optimizer of a model: its copies, and which one a fit uses."""
+"""The optimizer of a model: copying and replacing it."""
 
 import functools
 from collections import defaultdict
@@ -23,7 +23,7 @@ from keras_trainkit._types import Schedule
 
 
 def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer that updates the weights, inside a loss-scaling one if need be."""
+    """The optimizer that updates the weights, unwrapped from any loss scaling."""
     end_if_over(model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(
@@ -34,12 +34,12 @@ def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
 
 
 def optimizers_of(model: keras.Model) -> dict[str, Any]:
-    """All optimizers that a model holds, by the name that reaches them.
+    """All optimizers that a model holds, by the expression that reaches them.
 
-    A `train_step` of one's own may use several, as a GAN's does: they are attributes of
+    A custom `train_step` may use several, as a GAN's does: they are attributes of
     the model (`"d_optimizer"`), entries of lists and dicts (`"optimizers[0]"`), or
     belong to models inside it (`"generator.optimizer"`). `model.optimizer` comes first,
-    and each optimizer once. `set_optimizer` puts another in its place.
+    and each optimizer is listed once. `set_optimizer` replaces one.
     """
     found = {name: value for name, value, _ in _optimizer_places(model)}
     first = {"optimizer": found["optimizer"]} if "optimizer" in found else {}
@@ -55,7 +55,7 @@ def set_optimizer(model: keras.Model, optimizer: Any, other: Any) -> None:
 
 
 def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, Any]]:
-    """The name and value of each optimizer, and a function that exchanges it."""
+    """The name and value of each optimizer, and a function that replaces it."""
     seen = set() if seen is None else seen
     if id(model) in seen:
         return
@@ -72,7 +72,7 @@ def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, A
                     yield f"{name}[{key!r}]", item, put
     for layer in sublayers(model, recursive=False):
         if isinstance(layer, keras.Model):
-            # PyTorch keeps them apart from the other attributes.
+            # PyTorch stores them separately from other attributes.
             attributes = {**vars(model), **vars(model).get("_modules", {})}
             names = [name for name, value in attributes.items() if value is layer]
             name = names[0] if names else layer.name
@@ -107,8 +107,8 @@ def install(
         model: The model.
         optimizer: The optimizer, without a loss-scaling one around it.
         rewrap: Give the model a loss-scaling optimizer of its own where it has one, and
-            leave the present one, and what the model's file names, alone. For what puts
-            `model.optimizer` back itself.
+            do not change the present one or what the model's file names. For callers
+            that restore `model.optimizer` themselves.
     """
     outer = model.optimizer
     if outer is core_optimizer(model):
@@ -122,7 +122,7 @@ def install(
         set_inner_optimizer(outer, optimizer)
     if not rewrap:
         set_saved_optimizer(model, optimizer)
-    # The compiled step holds the old one; `fit` makes a step where there is none.
+    # The compiled step refers to the old one; None makes `fit` build a new step.
     model.train_function = None
 
 
@@ -134,15 +134,15 @@ def fresh_copy(model: keras.Model) -> keras.optimizers.Optimizer:
 def follow_trainable(model: keras.Model) -> None:
     """Let the next step train what is trainable now.
 
-    Where the optimizer was built for other variables it is exchanged for a copy that
-    has the slots of those that go on training.
+    If the optimizer was built for other variables, it is replaced by a copy that
+    keeps the slots of those that continue to train.
     """
     match_trainable(model)
     model.train_function = None
 
 
 def match_trainable(model: keras.Model) -> None:
-    """Exchange the optimizer where it was built for others than what trains now."""
+    """Replace the optimizer if it was built for other variables than train now."""
     optimizer = core_optimizer(model)
     if optimizer.built and not same_variables(
         updated_variables(optimizer), model.trainable_variables
@@ -153,7 +153,7 @@ def match_trainable(model: keras.Model) -> None:
 def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
     """Make `original` the model's optimizer, with the state of the present one.
 
-    Where it has not the slots of what trains now, a copy takes its place.
+    If its slots don't match the trainable variables, a copy is used instead.
     """
     current = core_optimizer(model)
     if current.built:
@@ -177,20 +177,20 @@ def carry_over(
     for variable in target.variables:
         found = values[variable.name]
         if variable.name != "learning_rate" and found:
-            # A copy, since JAX gives the old buffers up to the compiled step.
+            # A copy, because JAX donates the old buffers to the compiled step.
             variable.assign(np.array(keras.ops.convert_to_numpy(found.pop(0))))
 
 
 def start_averages(
     optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
 ) -> None:
-    """Let the moving averages of variables begin at their values.
+    """Initialize the moving averages of variables with their values.
 
-    Keras begins them so in its first step, which for these may be long past.
+    Keras does so only in its first step, which may be long past for these.
     """
     averages = moving_averages(optimizer)
     for variable in variables if averages else ():
-        # A copy, since JAX gives the old buffers up to the compiled step.
+        # A copy, because JAX donates the old buffers to the compiled step.
         value = np.array(keras.ops.convert_to_numpy(variable))
         averages[id(variable)].assign(value)
 
@@ -219,7 +219,7 @@ def copy_for(
 ) -> keras.optimizers.Optimizer:
     """A copy of the model's optimizer, of another class and config, state included.
 
-    It is built for what trains now.
+    It is built for the variables that train now.
 
     Args:
         model: The model.

@@ -33,7 +33,7 @@ def outputs(
     before_activation: bool = False,
     training: bool = False,
 ) -> dict[keras.layers.Layer, np.ndarray]:
-    """What some layers put out in one pass, in the order in which they did.
+    """The outputs of some layers in one forward pass, in the order of their calls.
 
     Args:
         model: The model.

@@ -22,7 +22,7 @@ def optimizer_named(model: keras.Model, name: str) -> Any:
 def others_as_they_were(model: keras.Model, name: str) -> Iterator[None]:
     """Puts the state of all optimizers of a model back, except that of one."""
     others = [o for other, o in optimizers_of(model).items() if other != name]
-    # What is not built cannot be unbuilt: another one is built in its place.
+    # An optimizer cannot be unbuilt, so a copy is built in its place.
     unbuilt = [(o, type(o).from_config(o.get_config())) for o in others if not o.built]
     kept = [
         (variable, np.array(keras.ops.convert_to_numpy(variable)))

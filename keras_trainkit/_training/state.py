@@ -43,7 +43,7 @@ def as_it_was(model: keras.Model) -> Iterator[None]:
 @contextlib.contextmanager
 def weights_back_on_error(model: keras.Model) -> Iterator[None]:
     """Puts a model's weights back if what is inside raises."""
-    # Copies, since JAX gives the old buffers up to the compiled step.
+    # Copies, because JAX donates the old buffers to the compiled step.
     weights = [np.array(weight) for weight in model.get_weights()]
     try:
         yield

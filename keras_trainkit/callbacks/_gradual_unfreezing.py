@@ -53,8 +53,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         batch_norm: Whether BatchNorms are unfrozen too; with False they stay frozen.
 
     Raises:
-        ValueError: If an argument is wrong; from `fit`, if an entry means no layer, or
-            nothing trains in its first epoch.
+        ValueError: If an argument is wrong; from `fit`, if an entry matches no layer,
+            or nothing trains in its first epoch.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt

@@ -44,7 +44,7 @@ class LayerSignal:
         kind: The layer's class.
         mean: Mean of the outputs.
         std: Standard deviation of the outputs.
-        dead: Fraction of the units (channels) that put out 0 for every row.
+        dead: Fraction of the units (channels) that are 0 for every row.
         saturated: Fraction of the outputs within 5% of a bound of the activation; None
             where the activation has no bounds.
         gradient_norm: Euclidean norm of the loss's gradient in the layer's weights;

@@ -167,7 +167,7 @@ def _order(layer: layers.Permute) -> list[int]:
 
 def _check_known(layer, before, after) -> None:
     if None in (*before[1:], *after[1:]):
-        raise Kept(f"{layer.name} stands between, and the size of its input is open")
+        raise Kept(f"{layer.name} is in between, and the size of its input is open")
 
 
 def _flattened(layer, before: tuple) -> tuple:
@@ -186,7 +186,7 @@ def _check_pooling(affine: Affine, layer) -> None:
     if rank > 1:
         affine.vector(channel_axis(layer, rank + 1) - 1)
     if kind in (*_MAXIMA, *_GLOBAL_MAXIMA) and (affine.scale < 0).any():
-        raise Kept(f"{layer.name} stands between, and some of its scales are negative")
+        raise Kept(f"{layer.name} is in between, and some of its scales are negative")
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:

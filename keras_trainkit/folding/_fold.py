@@ -57,7 +57,7 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
     the linear layer in front of it (`W -> a W`, `c -> a c + b`), or else into those
     behind it (`W -> diag(a) W`, `c -> c + b W`): Dense, EinsumDense, convolutions of
     every kind, Embedding. Dropout, reshaping, pooling and whatever else lets it pass
-    may stand between. A layer made of layers, such as a residual block, is opened up
+    may be in between. A layer made of layers, such as a residual block, is opened up
     into a Functional model of these layers if it has BatchNorms and its `call` can be
     traced. Each BatchNorm that stays has a reason.
 
@@ -91,7 +91,7 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
         ('batch_normalization',)
         >>> for name, reason in result.kept.items():
         ...     print(name, "stays:", reason)
-        batch_normalization_1 stays: re_lu stands in front of it; its output is an
+        batch_normalization_1 stays: re_lu is in front of it; its output is an
         output of the model
 
     Reference:
@@ -173,7 +173,7 @@ def _hidden(model, norms, closed: dict[str, str]) -> dict[str, str]:
         for layer in sublayers(call.layer) if _is_layer(call.layer) else ():
             if isinstance(layer, keras.layers.BatchNormalization):
                 why = closed.get(call.path, f"{call.layer.name} cannot be opened up")
-                reasons[layer] = f"it stands inside a layer that stays whole: {why}"
+                reasons[layer] = f"it is inside a layer that stays whole: {why}"
     return {
         layer.name: reason for layer, reason in reasons.items() if id(layer) not in seen
     }
@@ -215,7 +215,7 @@ def _look_back(call, affine: Affine) -> tuple[_graph.Call, Affine]:
     while True:
         producer = edge.producer
         if producer is None:
-            raise Kept("no layer stands in front of it")
+            raise Kept("no layer is in front of it")
         if edge.is_output or len(edge.consumers) > 1:
             raise Kept(f"the output of {producer.layer.name} is used elsewhere too")
         if _linear.is_linear(producer.layer):
@@ -253,7 +253,7 @@ def _look_forth(edge, affine: Affine) -> list[tuple[_graph.Call, Affine]]:
 def _through(call, where: str) -> _graph.Edge:
     """The input of a layer that an affine function may pass."""
     if not _affine.is_transparent(call.layer):
-        raise Kept(f"{call.layer.name} stands {where} it")
+        raise Kept(f"{call.layer.name} is {where} it")
     return call.inputs[0]
 
 

@@ -91,7 +91,7 @@ def fold_behind(layer, weights: Weights, affine: Affine, rank: int) -> Weights:
         and inner.activation is not keras.activations.linear
     ):
         name = getattr(inner.activation, "__name__", type(inner.activation).__name__)
-        raise Kept(f"the activation {name} of {layer.name} stands between")
+        raise Kept(f"the activation {name} of {layer.name} is in between")
     if kind is layers.EinsumDense:
         return _einsum_behind(inner, weights, affine)
     vector = affine.vector(_channels(layer, rank) - 1)
@@ -187,7 +187,7 @@ def _check_borders(layer, inner, vector: Affine) -> None:
     if not vector.shift.any():
         return
     if type(inner) in TRANSPOSED:
-        raise Kept(f"{layer.name} puts out fewer terms at its borders")
+        raise Kept(f"{layer.name} sums fewer terms at its borders")
     size = inner.kernel_size
     if inner.padding != "valid" and any(n > 1 for n in size):
         raise Kept(f"{layer.name} pads with zeros (padding={inner.padding!r})")

@@ -12,9 +12,10 @@ from keras_trainkit._checks import check_integer, reject
 _SMOOTHING = 0.1
 # A loss this many times the first ones ends the test.
 _DIVERGED = 4.0
-# The part of the whole descent that is done at the suggested rate. The smoothing, the
-# bound below and this were chosen on the tasks that benchmarks/bench_lr_finder.py keeps
-# for it, where up to 0.85 more was better; above 0.78 a noisy curve misleads it.
+# The fraction of its descent that the loss has made at the suggested rate. The
+# smoothing, the bound below and this were chosen on the tasks that
+# benchmarks/bench_lr_finder.py keeps for it, where up to 0.85 more was better; above
+# 0.78 a noisy curve misleads it.
 _DESCENT = 0.78
 # The descent in standard errors: below the first it is put down to noise (of pure
 # noise, one test in twenty passes it), below the second it is called noisy.
@@ -39,7 +40,7 @@ class LRFinderResult:
             bias correction, one from the left and one from the right, so that the curve
             does not lag. Their weights fall by 1 / e in 0.1 decades of the rate.
         suggestions: Rates by name, read from the smoothed losses; empty if there is no
-            descent. `"descent"`: where 78% of the whole descent are done,
+            descent. `"descent"`: where the loss has made 78% of its descent,
             but at most half the rate of the lowest loss;
             `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
             middle of the longest run of falling losses; `"slide"`: the right end of the

@@ -35,7 +35,7 @@ class Preset:
         kernel_initializer: Initializer of the hidden layers.
         normalization: `"batch"`, `None`, or `"deep"`: BatchNorm from
             `DEEP` hidden layers on.
-        normalize_first: Whether BatchNorm stands before the activation (it then folds
+        normalize_first: Whether BatchNorm is before the activation (it then folds
             into its own layer) or behind it (it folds into the next).
         dropout: `None`, `"dropout"`, `"alpha"` or `"mc"`, behind each hidden layer.
         dropout_rate: Fraction of the units to drop.

@@ -13,7 +13,7 @@ from keras_trainkit._training.optimizer import converted, has_schedule
 from keras_trainkit._types import Tensor
 from keras_trainkit.optimizers._momentum import ScheduledBeta, ScheduledMomentum
 
-# What is inherited besides Keras's class, which lets the momentum be a schedule.
+# The mixins, besides Keras's class, that let the momentum be a schedule.
 _MIXINS = {
     "SGD": ScheduledMomentum,
     "Adam": ScheduledBeta,
@@ -122,7 +122,7 @@ def layerwise(
         A new optimizer, with the state that the other has.
 
     Raises:
-        ValueError: If an argument is wrong; when it is built, if a key means nothing.
+        ValueError: If an argument is wrong; when built, if a key matches no layer.
 
     Examples:
         >>> import keras, keras_trainkit as kt
@@ -207,7 +207,7 @@ def _by_name(variables: list[Any], multipliers: dict[str, float]) -> Iterator[fl
     names: dict[int, set[str]] = {id(v): {v.path} for v in variables}
     known = {name for given in names.values() for name in given}
     # An optimizer is told the variables alone, whose paths do not name the models that
-    # a layer stands in.
+    # a layer is in.
     for layer in live_layers():
         own = {layer.name, getattr(layer, "path", None) or layer.name}
         if layer.weights:

@@ -121,7 +121,7 @@ def find_targets(
     """The kernels of a built model that a rule prunes.
 
     Raises:
-        ValueError: If there are none, or a selector means no layer.
+        ValueError: If there are none, or a selector matches no layer.
     """
     found, every = list(kernels_in(model)), list(all_chains(model))
     # Those whose kernel cannot be pruned may be named too, to leave them out.

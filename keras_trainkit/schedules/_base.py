@@ -19,10 +19,10 @@ def register(cls):
 
 
 def as_step(step: Any) -> Tensor:
-    """The step as a tensor, an integer one where it was an integer.
+    """The step as a tensor, of an integer type if it was an integer.
 
-    A float32 cannot tell 2**24 from 2**24 + 1, so sums and differences of steps are
-    taken on integers.
+    float32 cannot distinguish 2**24 from 2**24 + 1, so sums and differences of steps
+    are computed on integers.
     """
     if isinstance(step, int):
         return ops.convert_to_tensor(step, "int32")
@@ -30,13 +30,13 @@ def as_step(step: Any) -> Tensor:
 
 
 def steps_since(step: Tensor, start: float) -> Tensor:
-    """`step - start` as a float, exact where it is small, whatever the step."""
+    """`step - start` as a float; exact if the difference is small."""
     whole = math.floor(start)
     return ops.cast(step - whole, "float32") - (start - whole)
 
 
-def way(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-    """The parts of the way from `start` to `end` behind and ahead, in [0, 1]."""
+def progress(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
+    """The fractions from `start` to `end` that are done and left, in [0, 1]."""
     length = end - start
     behind = ops.clip(steps_since(step, start) / length, 0.0, 1.0)
     ahead = ops.clip(-steps_since(step, end) / length, 0.0, 1.0)
@@ -56,7 +56,7 @@ def serialize(schedule: Schedule) -> dict:
 
 
 def deserialize(config: Any) -> Schedule:
-    """The schedule of a config; one that is a schedule already stays."""
+    """The schedule of a config; a schedule is returned as it is."""
     if isinstance(config, LearningRateSchedule):
         return config
     return keras.saving.deserialize_keras_object(config)
@@ -66,7 +66,7 @@ Anneal = Callable[[float, float, Tensor, Tensor], Tensor]
 
 
 def linear(start: float, end: float, behind: Tensor, ahead: Tensor) -> Tensor:
-    """Straight from `start` to `end`; `behind` and `ahead` are the parts of the way."""
+    """A line from `start` to `end`; `behind` and `ahead` are as in `progress`."""
     low, share = (start, behind) if start < end else (end, ahead)
     return low + abs(end - start) * share
 

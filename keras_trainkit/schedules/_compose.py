@@ -62,7 +62,7 @@ class Delay(LearningRateSchedule):
 
     Args:
         schedule: The schedule.
-        steps: Step at which it begins; negative if it is under way at step 0.
+        steps: Step at which it begins; negative if it has begun before step 0.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -117,7 +117,7 @@ class Warmup(LearningRateSchedule):
 
     def __call__(self, step: Any) -> Tensor:
         step = _base.as_step(step)
-        behind, ahead = _base.way(step, 0, self.warmup_steps)
+        behind, ahead = _base.progress(step, 0, self.warmup_steps)
         rate = self.schedule(ops.maximum(step - self.warmup_steps, 0))
         return rate * _base.linear(self.start_factor, 1.0, behind, ahead)
 

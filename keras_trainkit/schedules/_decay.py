@@ -248,7 +248,7 @@ class Linear(LearningRateSchedule):
         self.steps = check_integer("steps", steps, minimum=1)
 
     def __call__(self, step: Any) -> Tensor:
-        behind, ahead = _base.way(_base.as_step(step), 0, self.steps)
+        behind, ahead = _base.progress(_base.as_step(step), 0, self.steps)
         return _base.linear(self.initial, self.final, behind, ahead)
 
     def get_config(self) -> dict:

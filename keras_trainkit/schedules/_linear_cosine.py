@@ -53,7 +53,7 @@ class LinearCosine(LearningRateSchedule):
 
     def __call__(self, step: Any) -> Tensor:
         step = ops.minimum(_base.as_step(step), self.steps)
-        behind, ahead = _base.way(step, 0, self.steps)
+        behind, ahead = _base.progress(step, 0, self.steps)
         cosine = (1 + ops.cos(2 * math.pi * self.num_periods * behind)) / 2
         line = self.alpha + ahead + self._noise(step)
         return self.initial * (line * cosine + self.beta)

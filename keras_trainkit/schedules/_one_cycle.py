@@ -45,7 +45,7 @@ class _Cycle(LearningRateSchedule):
         result = ops.convert_to_tensor(values[-1], "float32")
         for i in reversed(range(len(values) - 1)):
             if bounds[i + 1] > bounds[i]:
-                behind, ahead = _base.way(step, bounds[i], bounds[i + 1])
+                behind, ahead = _base.progress(step, bounds[i], bounds[i + 1])
                 phase = anneal(values[i], values[i + 1], behind, ahead)
                 result = ops.where(ahead > 0, phase, result)
         return result

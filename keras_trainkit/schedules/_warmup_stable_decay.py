@@ -82,10 +82,10 @@ class WarmupStableDecay(LearningRateSchedule):
     def __call__(self, step: Any) -> Tensor:
         step = _base.as_step(step)
         last = self.total_steps - 1
-        behind, ahead = _base.way(step, last - self.decay_steps, last)
+        behind, ahead = _base.progress(step, last - self.decay_steps, last)
         rate = _DECAYS[self.decay](self.max_lr, self.final_lr, behind, ahead)
         if self.warmup_steps:
-            risen, _ = _base.way(step, 0, self.warmup_steps)
+            risen, _ = _base.progress(step, 0, self.warmup_steps)
             rate = rate * risen
         return rate
 

@@ -28,7 +28,7 @@ def freeze(
     A frozen BatchNorm runs in inference mode, so that its statistics stay too. Layers
     that are not meant are left as they are. Compiled or not, the model trains so from
     the next `fit` on: its optimizer is exchanged for a copy that has the state of what
-    goes on training. Where the model stands inside another one, freeze by that one.
+    goes on training. If the model is inside another one, freeze it through that one.
 
     Args:
         model: The model, built; models inside it are opened up.
@@ -43,7 +43,7 @@ def freeze(
         The paths of the layers that are frozen now.
 
     Raises:
-        ValueError: If an argument is wrong or means no layer.
+        ValueError: If an argument is wrong or matches no layer.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -84,7 +84,7 @@ def unfreeze(
         The paths of the layers that train now, of those that are meant.
 
     Raises:
-        ValueError: If an argument is wrong or means no layer.
+        ValueError: If an argument is wrong or matches no layer.
 
     Examples:
         >>> import keras_trainkit as kt

@@ -10,7 +10,7 @@ from keras.layers import Layer
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._model import graph as _graph
 
-# What may stand behind the last Dense of a head.
+# What may be behind the last Dense of a head.
 _BEHIND = (
     layers.Activation,
     layers.Softmax,
@@ -103,7 +103,7 @@ def replace_head(
 
 
 def _old_head(graph: _graph.Graph) -> tuple[Layer | None, list[Layer]]:
-    """The Dense layer that a model ends in, and what stands behind it."""
+    """The Dense layer that a model ends in, and what is behind it."""
     behind = []
     call = graph.outputs[0].producer
     while call is not None and isinstance(call.layer, _BEHIND):

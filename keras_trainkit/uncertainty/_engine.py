@@ -438,7 +438,7 @@ class _SplitGraph:
         return keras.tree.pack_sequence_as(self._output, outputs)
 
     def last_layers(self) -> list:
-        """The layer that puts out each output."""
+        """The layer that computes each output."""
         return [edge.producer and edge.producer.layer for edge in self._graph.outputs]
 
 
