@@ -18,7 +18,7 @@ _EXPECTED = "a layer, a type of layers, a regular expression or a function of a 
 
 
 def chains(model: Layer) -> Iterator[tuple[Layer, ...]]:
-    """Every layer inside a model, each after the layers around it, without the model."""
+    """Every layer inside a model, each after the layers around it; not the model."""
     seen = set()
 
     def walk(layer: Layer, around: tuple[Layer, ...]) -> Iterator[tuple[Layer, ...]]:
