@@ -65,10 +65,11 @@ def test_file_keeps_the_rules(path):
         assert LEVEL[imported] <= LEVEL[name]
         if LEVEL[imported] == LEVEL[name]:
             # `callbacks` is the front of level 2, the command shows the figures, and
-            # a check-up asks the range test.
+            # a check-up asks the range test, and clustering refuses pruning beside it.
             assert (name, imported) in (
                 ("cli", "plots"),
                 ("diagnostics", "lr_finder"),
+                ("quantization", "pruning"),
             ) or name in (
                 "callbacks",
                 *LEVELS[0],

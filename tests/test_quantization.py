@@ -118,6 +118,39 @@ def test_bad_arguments_are_refused():
         kt.export.to_litert(quantized, "model.tflite", "int8")
 
 
+def one_cycle(dtype, steps_per_execution):
+    keras.utils.set_random_seed(0)
+    x = data((6,))
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Dense(8, activation="relu", dtype=dtype),
+            layers.Dense(1, dtype=dtype),
+        ]
+    )
+    quantized = kt.quantization.quantize_aware(model)
+    quantized.compile("adam", "mse", steps_per_execution=steps_per_execution)
+    cycle = kt.callbacks.OneCycle(1e-2)
+    losses = quantized.fit(
+        x, x[:, :1], 8, 6, callbacks=[cycle], shuffle=False, verbose=0
+    ).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
+    return quantized
+
+
+def test_one_cycle_with_several_steps_in_one_call():
+    several = 1 if keras.backend.backend() == "torch" else 4
+    one, four = one_cycle("float32", 1), one_cycle("float32", several)
+    for a, b in zip(one.get_weights(), four.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_one_cycle_in_mixed_precision():
+    quantized = one_cycle("mixed_float16", 1)
+    assert {w.dtype for w in quantized.trainable_weights} == {"float32"}
+    assert all(part.value for layer in quantized.layers for part in layer.ranges)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="one converter")
 def test_litert_file_agrees_with_the_model(tmp_path):
     x = data(rows=512)

@@ -1,5 +1,6 @@
-"""Quantization-aware training: models that train as they will run in int8."""
+"""Models that train as they will run in int8, and kernels with few distinct values."""
 
+from keras_trainkit.quantization._clustering import Clustering as Clustering
 from keras_trainkit.quantization._quantize_aware import kept_float as kept_float
 from keras_trainkit.quantization._quantize_aware import quantize_aware as quantize_aware
 from keras_trainkit.quantization._quantize_aware import strip as strip
