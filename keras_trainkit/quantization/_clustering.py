@@ -26,6 +26,8 @@ from keras_trainkit._training.optimizer import (
 from keras_trainkit.pruning import MagnitudePruning
 from keras_trainkit.quantization._centroids import INITIALIZATIONS, cluster
 
+_EXPECTED = "a built model with trainable kernels to cluster"
+
 
 class Clustering(keras.callbacks.Callback):
     """Train kernels that have at most `num_clusters` distinct values each.
@@ -171,7 +173,7 @@ class Clustering(keras.callbacks.Callback):
             if self._wants(chain) and id(kernel.variable) in trained
         ]
         if not found:
-            reject("model", self.model.name, "one with trainable kernels to cluster")
+            reject("model", self.model.name, _EXPECTED)
         return found
 
     def _wants(self, chain: tuple) -> bool:
@@ -186,10 +188,10 @@ class Clustering(keras.callbacks.Callback):
             shape = [1 if a in kernel.inputs else n for a, n in enumerate(values.shape)]
             units = np.arange(kernel.units).reshape(shape)
             groups = np.broadcast_to(units, values.shape)
-        groups, values = groups.ravel(), values.ravel()
+        values = values.ravel()
         labels = np.empty(values.size, "int32")
         moves = np.ones((groups.max() + 1, self._num_clusters), "float32")
-        in_order = np.argsort(groups, kind="stable")
+        in_order = np.argsort(groups.ravel(), kind="stable")
         for group, members in enumerate(np.split(in_order, len(moves))):
             first = group * self._num_clusters
             zero = (values[members] == 0) & self._preserve_sparsity
