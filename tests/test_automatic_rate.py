@@ -48,9 +48,12 @@ def fit(callback, epochs=2, **options):
 def test_it_is_the_fit_with_the_rate_that_the_finder_gives():
     callback = kt.callbacks.OneCycle("auto")
     model, history = fit(callback)
-    found = kt.find_lr(build(), X, Y, batch_size=32)
-    assert callback.found.one_cycle == found.one_cycle == callback.max_lr
-    expected, by_hand = fit(kt.callbacks.OneCycle(found.one_cycle))
+    assert callback.found.one_cycle == callback.max_lr
+    if keras.backend.backend() != "torch":
+        # PyTorch's dropout draws from one generator for all.
+        found = kt.find_lr(build(), X, Y, batch_size=32)
+        assert found.one_cycle == callback.max_lr
+    expected, by_hand = fit(kt.callbacks.OneCycle(callback.max_lr))
     assert history == by_hand
     for a, b in zip(model.get_weights(), expected.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -73,20 +76,19 @@ def test_a_resumed_fit_has_the_rate_of_the_first(tmp_path):
             if epoch == 2:
                 raise KeyboardInterrupt
 
-    def run(*more):
-        callback = kt.callbacks.OneCycle("auto")
+    first, second = (kt.callbacks.OneCycle("auto") for _ in range(2))
+
+    def run(callback, *more):
         backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
         model = build()
         callbacks = [callback, backup, *more]
         model.fit(X, Y, epochs=4, verbose=0, callbacks=callbacks)
-        return callback
 
     with pytest.raises(KeyboardInterrupt):
-        run(Stop())
-    resumed = run()
-    assert resumed.found is None
-    found = kt.find_lr(build(), X, Y)
-    assert resumed.max_lr == pytest.approx(found.one_cycle)
+        run(first, Stop())
+    run(second)
+    assert second.found is None
+    assert second.max_lr == first.max_lr == first.found.one_cycle
 
 
 def test_what_it_cannot_find_is_refused_and_nothing_changes():
@@ -97,7 +99,7 @@ def test_what_it_cannot_find_is_refused_and_nothing_changes():
         model.fit(X, Y, epochs=2, initial_epoch=1, verbose=0, callbacks=auto)
     batches = (batch for batch in [(X[:32], Y[:32])] * 20)
     with pytest.raises(ValueError, match="data that can be read once"):
-        model.fit(batches, steps_per_epoch=20, verbose=0, callbacks=auto)
+        model.fit(batches, steps_per_epoch=20, shuffle=False, verbose=0, callbacks=auto)
     with pytest.raises(ValueError, match="a rate, since none was found"):
         model.fit(X, 0 * Y, sample_weight=0 * X[:, 0], verbose=0, callbacks=auto)
     for a, b in zip(before, model.get_weights(), strict=True):
