@@ -99,6 +99,14 @@ class Fit:
         )
 
 
+def begin_at_epoch(model: keras.Model, epoch: int) -> None:
+    """Let the `fit` that is beginning go on with an epoch, from `on_train_begin`.
+
+    What `BackupAndRestore` does. Tried on Keras 3.15.
+    """
+    model._initial_epoch = epoch
+
+
 def fit_arguments(model: keras.Model) -> dict[str, Any] | None:
     """What the `fit` in which a callback of `model` is being set up was called with.
 

@@ -12,7 +12,7 @@ from keras_trainkit._checks import reject
 from keras_trainkit._keras.fitting import fit_arguments
 from keras_trainkit.lr_finder import LRFinderResult, find_lr
 
-_FILE = "keras_trainkit_rate.json"
+RATE_FILE = "keras_trainkit_rate.json"
 _INSTEAD = "find it beforehand: OneCycle(kt.find_lr(model, x, y).one_cycle)"
 
 
@@ -30,7 +30,7 @@ def automatic_rate(
         return found.one_cycle, found
     if fit is None or type(model).fit is not keras.Model.fit:
         reject("max_lr", "auto", f"a rate outside of Keras's own `fit`; {_INSTEAD}")
-    files = [Path(folder, _FILE) for folder in _backups(fit["callbacks"])]
+    files = [Path(folder, RATE_FILE) for folder in _backups(fit["callbacks"])]
     for file in files:
         if file.exists():
             return float(json.loads(file.read_text("utf-8"))["max_lr"]), None
@@ -62,7 +62,6 @@ def _found(model: keras.Model, fit: dict[str, Any]) -> LRFinderResult:
 
 
 def _backups(callbacks: Any) -> list[str]:
-    """The folders of the fit's backups."""
+    """The folders of `BackupAndRestore` and `Resumable`."""
     callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
-    kind = keras.callbacks.BackupAndRestore
-    return [one.backup_dir for one in callbacks if isinstance(one, kind)]
+    return [one.backup_dir for one in callbacks if hasattr(one, "backup_dir")]
