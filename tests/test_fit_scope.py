@@ -211,3 +211,24 @@ def test_freezing_between_two_fits_is_seen():
     kt.transfer.unfreeze(model)
     model.fit(X, X, callbacks=[cycle], **FIT)
     assert not np.array_equal(model.get_weights()[0], before[0])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="Keras's own export to SavedModel"
+)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_model_can_be_exported_after_the_fit(optimizer, tmp_path):
+    """TensorFlow does not save lists from which something was deleted."""
+    x = np.ones((8, 2), "float32")
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer, "mse")
+    for number, callback in enumerate(
+        [
+            kt.callbacks.OneCycle(0.05),
+            kt.callbacks.OneCycle(0.05),
+            kt.callbacks.PlateauSchedule(monitor="loss"),
+            kt.callbacks.ExponentialSchedule(0.05, 1),
+        ]
+    ):
+        model.fit(x, x[:, :1], epochs=2, verbose=0, callbacks=[callback])
+        model.export(tmp_path / str(number), verbose=False)

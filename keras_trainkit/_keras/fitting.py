@@ -56,6 +56,18 @@ def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> No
         optimizer._untrack_variable(variable)
 
 
+def settle_variables(optimizer: keras.optimizers.Optimizer) -> None:
+    """Let a model be exported although variables of its optimizer were removed.
+
+    TensorFlow's list of them remembers a removal and then refuses to be saved; Keras
+    itself removes one when a rate becomes a schedule. Tried on Keras 3.13 and 3.15.
+    """
+    variables = optimizer._variables
+    if getattr(variables, "_non_append_mutation", False):
+        variables._non_append_mutation = False
+        variables._update_snapshot()
+
+
 class Fit:
     """The call of `fit` in which a callback is being set up.
 

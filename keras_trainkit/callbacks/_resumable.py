@@ -268,8 +268,9 @@ def _files(directory: Path) -> list[Path]:
 def _write(directory: Path, record: dict, arrays: dict[str, np.ndarray]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     latest, previous, partial = _files(directory)
-    text = np.frombuffer(json.dumps(record).encode(), np.uint8)
-    np.savez(partial, record=text, **arrays)
+    parts: dict[str, Any] = dict(arrays)
+    parts["record"] = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    np.savez(partial, **parts)
     if latest.exists():
         os.replace(latest, previous)
     os.replace(partial, latest)

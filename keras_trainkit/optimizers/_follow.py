@@ -19,6 +19,7 @@ from keras_trainkit._keras import (
 from keras_trainkit._keras.fitting import (
     compile_config,
     rate_variables,
+    settle_variables,
     track_variable,
     untrack_variable,
     variable_scope,
@@ -342,6 +343,7 @@ class Follows:
                 config["optimizer"] = original
             if leave is not None:
                 leave()
+            settle_variables(optimizer)
 
         return undo
 
