@@ -1,7 +1,9 @@
 """Regularizers that Keras lacks, and a way to put them on a model that is built."""
 
+import contextlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,7 +11,9 @@ from keras import ops
 
 from keras_trainkit._checks import check_finite, check_positive, reject
 from keras_trainkit._keras import set_projection_option, sublayers
+from keras_trainkit._model.graph import is_graph
 from keras_trainkit._model.kernels import Kernel, inputs_of, kernels
+from keras_trainkit._model.select import chains
 
 __all__ = ["Lp", "Orthogonality", "apply"]
 
@@ -126,7 +130,9 @@ def apply(
     `kernel_regularizer` and `kernel_constraint`: Dense, convolutions, Embedding, the
     input and recurrent kernels of RNNs, attention's projections. Biases and
     normalization are left alone. The model's file has them too, except where `where`
-    picks some of an attention layer's projections and not the others.
+    picks some of an attention layer's projections and not the others. Where a layer
+    made of layers says nothing of its parts in its config, the file would lose them
+    without a word: this is refused.
 
     Args:
         model: A built model; it is changed in place. The optimizer and its state stay.
@@ -140,7 +146,8 @@ def apply(
 
     Raises:
         ValueError: If the model is not built, nothing is to be applied, `where` is no
-            regular expression, or it selects no kernel; the model is then as it was.
+            regular expression, it selects no kernel, or the file would lose what is
+            applied; the model is then as it was.
 
     Examples:
         >>> import keras, keras_trainkit as kt
@@ -168,7 +175,9 @@ def apply(
         reject("where", where, "such that it selects at least one kernel")
     for role, value in (("regularizer", regularizer), ("constraint", limit)):
         if value is not None:
-            _set(model, chosen, role, value)
+            with _undone_on_error(model, chosen, role):
+                _set(model, chosen, role, value)
+                _check_file(model, chosen, role, value)
     # The compiled functions were made without them.
     model.train_function = model.test_function = None
     return [found.variable.path for found in chosen]
@@ -183,6 +192,55 @@ def _set(model, chosen: list[Kernel], role: str, value) -> None:
     for layer in sublayers(model):
         if all(id(kernel.variable) in changed for kernel in kernels(layer)):
             set_projection_option(layer, f"kernel_{role}", value)
+
+
+@contextlib.contextmanager
+def _undone_on_error(model, chosen: list[Kernel], role: str) -> Iterator[None]:
+    """Puts what kernels and layers had back if what is inside raises."""
+    variables = [(one.variable, getattr(one.variable, role)) for one in chosen]
+    names = [(one.layer, f"{one.prefix}_{role}") for one in chosen]
+    own = [(layer, name, getattr(layer, name, None)) for layer, name in names]
+    option = f"kernel_{role}"
+    options = [(part, getattr(part, f"_{option}", None)) for part in sublayers(model)]
+    try:
+        yield
+    except BaseException:
+        for variable, value in variables:
+            setattr(variable, role, value)
+        for layer, name, value in own:
+            setattr(layer, name, value)
+        for layer, value in options:
+            set_projection_option(layer, option, value)
+        raise
+
+
+def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
+    """Raise if the file of the model would not have what was applied.
+
+    What a file says of a layer inside another is what the config of the outer one says.
+    """
+    wanted = json.dumps(keras.saving.serialize_keras_object(value), default=str)
+    owners = {id(one.layer) for one in chosen}
+    for chain in [(model,), *((model, *rest) for rest in chains(model))]:
+        if id(chain[-1]) not in owners:
+            continue
+        outer = next(layer for layer in chain if not is_graph(layer))
+        if outer is not chain[-1] and wanted not in _config(outer):
+            path = "/".join(layer.name for layer in chain[1:])
+            raise ValueError(
+                f"`{role}` must be one that the model's file keeps, but the config of "
+                f"{type(outer).__name__} {outer.name!r} does not have that of its "
+                f"{path!r}: give that layer its `kernel_{role}` where it is made, or "
+                f"leave it out by `where`. Received: {role}={value!r}"
+            )
+
+
+def _config(layer) -> str:
+    try:
+        return json.dumps(layer.get_config(), default=str)
+    except Exception:
+        # A class without a config of its own is made by its code.
+        return ""
 
 
 def _selected(kernel: Kernel, where) -> bool:

@@ -275,7 +275,7 @@ def test_bad_schedule(schedule, message):
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({0: "haed"}, "means a layer"),
+        ({0: "haed"}, "matches a layer"),
         ({0: 7}, "an integer from -4 to 4"),
         ({2: ".*"}, "a layer trains in epoch 0"),
     ],

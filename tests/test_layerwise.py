@@ -266,7 +266,7 @@ def test_bad_rates(rates, message):
 
 def test_key_that_means_nothing():
     optimizer = kt.optimizers.layerwise(keras.optimizers.SGD(0.1), {"hihg": 1})
-    with pytest.raises(ValueError, match=r"each key means a layer.*hihg"):
+    with pytest.raises(ValueError, match=r"each key matches a layer.*hihg"):
         optimizer.build(two_layers().trainable_variables)
 
 

@@ -147,3 +147,43 @@ def test_apply_where(where, count):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Block(keras.layers.Layer):
+    """Not registered, and its config says nothing of the layer inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.layers.Dense(4, kernel_regularizer="l1")
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_what_the_file_would_lose_is_refused_and_nothing_changes():
+    """9 penalties of a KerasHub ResNet became 0 after loading, in silence."""
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(4, name="plain")(inputs)
+    model = keras.Model(inputs, Block(name="block")(x))
+    before = float(sum(model.losses))
+    with pytest.raises(ValueError, match="the config of Block 'block' does not have"):
+        kt.regularizers.apply(model, kernel="l2")
+    assert float(sum(model.losses)) == before
+    plain, block = model.layers[1:]
+    assert plain.kernel_regularizer is None
+    assert float(block.inner.kernel_regularizer.l1) == pytest.approx(0.01)
+    assert kt.regularizers.apply(model, kernel="l2", where="plain") == ["plain/kernel"]
+
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    own = Own()
+    own(np.ones((1, 3)))
+    with pytest.raises(ValueError, match="the config of Own"):
+        kt.regularizers.apply(own, kernel="l2")
+    assert not own.losses

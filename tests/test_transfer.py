@@ -283,8 +283,8 @@ class TestFreeze:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"layers": "botom"}, "means a layer"),
-            ({"until": "botom"}, "means a layer"),
+            ({"layers": "botom"}, "matches a layer"),
+            ({"until": "botom"}, "matches a layer"),
             ({"until": 6}, "an integer from -5 to 5"),
             ({"until": 1.5}, r"a number in \[0, 1\]"),
             ({"until": 1, "layers": "top"}, "None where `layers` is given"),
@@ -458,7 +458,7 @@ class TestFineTune:
             ({"epochs": 1, "lr_mult": 0.1}, ">= 1"),
             ({"epochs": 1, "learning_rate": -1}, "> 0"),
             ({"epochs": 1, "initial_epoch": 1}, "left out"),
-            ({"epochs": 1, "head": "haed"}, "means a layer"),
+            ({"epochs": 1, "head": "haed"}, "matches a layer"),
         ],
     )
     def test_bad_arguments(self, arguments, message):
