@@ -217,7 +217,7 @@ def _by_name(variables: list[Any], multipliers: dict[str, float]) -> Iterator[fl
                 names[id(weight)] |= own
     for pattern in multipliers:
         if not any(re.fullmatch(pattern, name) for name in known):
-            reject("rates", pattern, "such that each key means a layer or a variable")
+            reject("rates", pattern, "such that each key matches a layer or a variable")
     for variable in variables:
         yield next(
             (

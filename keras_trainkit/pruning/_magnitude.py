@@ -56,7 +56,7 @@ class MagnitudePruning(keras.callbacks.Callback):
     Args:
         sparsity: Fraction of the entries of each kernel to set to zero in the end, in
             `[0, 1)`; the number pruned is `size - max(round(size (1 - s)), 1)`. Or a
-            dict from selectors to fractions, where the first that means a layer
+            dict from selectors to fractions, where the first that matches a layer
             counts, and layers that none means are left alone.
         begin_step: The first step that prunes.
         end_step: The last step that prunes. Can be left out with a `schedule` of your
