@@ -94,7 +94,7 @@ def test_apply_reaches_every_kernel_and_the_file(tmp_path, rng):
     expected = sum(
         0.1 * np.abs(to_numpy(w)).sum() for w in model.weights if w.path in changed
     )
-    total = sum(float(to_numpy(loss)) for loss in model.losses)
+    total = penalty(model)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     loaded = save_and_load(model, tmp_path)
     np.testing.assert_allclose(
@@ -149,6 +149,10 @@ def test_bad_arguments(call, message):
         call()
 
 
+def penalty(model):
+    return sum(float(to_numpy(loss)) for loss in model.losses)
+
+
 class Block(keras.layers.Layer):
     """Not registered, and its config says nothing of the layer inside."""
 
@@ -165,10 +169,10 @@ def test_what_the_file_would_lose_is_refused_and_nothing_changes():
     inputs = keras.Input((3,))
     x = keras.layers.Dense(4, name="plain")(inputs)
     model = keras.Model(inputs, Block(name="block")(x))
-    before = float(sum(model.losses))
+    before = penalty(model)
     with pytest.raises(ValueError, match="the config of Block 'block' does not have"):
         kt.regularizers.apply(model, kernel="l2")
-    assert float(sum(model.losses)) == before
+    assert penalty(model) == before
     plain, block = model.layers[1:]
     assert plain.kernel_regularizer is None
     assert float(block.inner.kernel_regularizer.l1) == pytest.approx(0.01)
