@@ -265,7 +265,7 @@ def test_inspect(trained, capsys):
     assert cli.main(["inspect", str(trained / "m.keras")]) == 0
     text = capsys.readouterr().out
     assert "without norm, re_lu, drop" in text
-    assert "head: whole, goes through the activation" in text
+    assert "kept head: goes through the activation" in text
 
 
 def test_deploy_errors_are_one_line(trained, tmp_path, capsys):

@@ -173,17 +173,17 @@ def assert_same(a, b, x, tolerance=1e-5):
 def test_channels_that_are_zero_are_not_missed(make, tmp_path):
     model = randomize(make())
     chosen = prune(model, 0.5, importance="random", seed=0)
-    zero_units(model, chosen.kept)
+    zero_units(model, chosen.channels)
     result = prune(model, 0.5)
-    for path, indices in chosen.kept.items():
-        np.testing.assert_array_equal(result.kept[path], indices)
+    for path, indices in chosen.channels.items():
+        np.testing.assert_array_equal(result.channels[path], indices)
     x = example(model)
     assert_same(result.model, model, x)
     loaded = save_and_load(result.model, tmp_path)
     assert_same(loaded, model, x)
     # Only the outputs could not be cut.
     outputs = {layer.name for layer in model.layers if layer.output in model.outputs}
-    assert set(result.whole) == outputs
+    assert set(result.kept) == outputs
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_applications(name, size):
     options = {"weights": None, "classes": 10, "classifier_activation": None}
     model = randomize(build(input_shape=(size, size, 3), **options))
     chosen = prune(model, 0.5, importance="random", seed=0)
-    zero_units(model, chosen.kept)
+    zero_units(model, chosen.channels)
     result = prune(model, 0.5)
-    assert list(result.whole) == ["predictions"]
+    assert list(result.kept) == ["predictions"]
     assert_same(result.model, model, example(model, 2))
     assert result.after.parameters < 0.4 * result.before.parameters
 
@@ -267,11 +267,11 @@ def test_targets(target, scope):
 def test_rounding_and_the_least_to_keep():
     model = kt.models.build_mlp((20,), 3, hidden_units=(50, 30))
     result = prune(model, 0.5, round_to=8)
-    assert [len(k) for k in result.kept.values()] == [24, 16, 3]
+    assert [len(k) for k in result.channels.values()] == [24, 16, 3]
     result = prune(model, 0.99, min_keep=0.2)
-    assert [len(k) for k in result.kept.values()] == [10, 6, 3]
+    assert [len(k) for k in result.channels.values()] == [10, 6, 3]
     result = prune(model, 0.99, min_keep=0.2, scope="global")
-    assert [len(k) for k in result.kept.values()] == [10, 6, 3]
+    assert [len(k) for k in result.channels.values()] == [10, 6, 3]
 
 
 def test_global_scope_takes_the_least_important_of_all():
@@ -284,14 +284,14 @@ def test_global_scope_takes_the_least_important_of_all():
     for layer, kernel in zip(model.layers, kernels, strict=False):
         layer.kernel.assign(kernel)
     result = prune(model, 7 / 20, scope="global")
-    kept = [k.tolist() for k in result.kept.values()]
+    kept = [k.tolist() for k in result.channels.values()]
     assert kept == [[6, 7, 8, 9], [0, 1, 2, 4, 5, 6, 7, 8, 9], [0]]
 
 
 def ranked(importance, **options):
     model = options.pop("model")
     result = prune(model, 0.5, importance=importance, **options)
-    return result.kept["conv"].tolist()
+    return result.channels["conv"].tolist()
 
 
 def test_importances():
@@ -356,12 +356,12 @@ def test_what_cannot_be_cut_is_listed():
     x = layers.Dense(5, name="third")(x)
     model = keras.Model(inputs, layers.Dense(2, name="last")(x))
     result = prune(model, 0.5, exclude="third")
-    assert result.whole == {
+    assert result.kept == {
         "first": "feeds Own 'own', which is left whole",
         "third": "is excluded",
         "last": "is an output",
     }
-    assert [len(k) for k in result.kept.values()] == [6, 4, 5, 2]
+    assert [len(k) for k in result.channels.values()] == [6, 4, 5, 2]
     assert "first: whole, feeds Own" in result.summary()
 
 

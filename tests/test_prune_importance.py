@@ -38,9 +38,9 @@ def test_group_l2_is_the_norm_of_all_weights_that_go_with_a_channel():
     ]  # fmt: skip
     norms = np.linalg.norm(np.concatenate(with_it, axis=1), axis=1)
     result = prune(model, 0.5, importance="group_l2")
-    np.testing.assert_array_equal(result.kept["first"], np.sort(np.argsort(norms)[5:]))
+    np.testing.assert_array_equal(result.channels["first"], np.sort(np.argsort(norms)[5:]))
     # Not by chance what the layer's own weights say.
-    assert result.kept["first"].tolist() != prune(model, 0.5).kept["first"].tolist()
+    assert result.channels["first"].tolist() != prune(model, 0.5).channels["first"].tolist()
 
 
 def test_a_function_says_how_much_units_matter():
@@ -52,17 +52,17 @@ def test_a_function_says_how_much_units_matter():
         return np.arange(layer.units)[::-1]
 
     result = prune(model, 0.5, importance=importance)
-    assert result.kept["first"].tolist() == [0, 1, 2, 3, 4]
-    assert len(result.kept["second"]) == 8
+    assert result.channels["first"].tolist() == [0, 1, 2, 3, 4]
+    assert len(result.channels["second"]) == 8
     with pytest.raises(ValueError, match="each of the 10 units of 'first'"):
         prune(model, 0.5, importance=lambda layer: np.ones(3))
 
 
 def test_a_ratio_for_each_layer():
     ratio = {"first": 0.2, layers.Dense: 0.5}
-    kept = prune(chain(), ratio).kept
+    kept = prune(chain(), ratio).channels
     assert [len(k) for k in kept.values()] == [8, 4, 2]
-    kept = prune(chain(), {"second": 0.25}).kept
+    kept = prune(chain(), {"second": 0.25}).channels
     assert [len(k) for k in kept.values()] == [10, 6, 2]
 
 
@@ -71,9 +71,9 @@ def test_layers_whose_channels_go_together_take_the_smallest_ratio():
     x = layers.Dense(8, name="first")(inputs)
     x = layers.Add()([x, layers.Dense(8, name="second")(x)])
     model = keras.Model(inputs, layers.Dense(2, name="last")(x))
-    kept = prune(model, {"first": 0.5, "second": 0.25}).kept
+    kept = prune(model, {"first": 0.5, "second": 0.25}).channels
     assert len(kept["first"]) == len(kept["second"]) == 6
-    kept = prune(model, {"second": 0.5}).kept
+    kept = prune(model, {"second": 0.5}).channels
     assert len(kept["first"]) == len(kept["second"]) == 4
 
 
@@ -120,8 +120,8 @@ def test_lora_is_left_whole_with_a_reason():
     model = chain()
     model.layers[0].enable_lora(2)
     result = prune(model, 0.5)
-    assert "first" not in result.kept
-    assert len(result.kept["second"]) == 4
+    assert "first" not in result.channels
+    assert len(result.channels["second"]) == 4
 
 
 def test_two_of_four_of_a_depthwise_kernel_along_its_channels():

@@ -269,10 +269,10 @@ def test_smaller_model_is_the_one_whose_channels_are_zero(make, tmp_path):
             if "batch" not in weight.path:
                 weight.assign(rng.normal(size=weight.shape))
     chosen = prune(model, 0.5, importance="random", seed=0)
-    zero_the_rest(model, chosen.kept)
+    zero_the_rest(model, chosen.channels)
     result = prune(model, 0.5)
-    for path, indices in chosen.kept.items():
-        np.testing.assert_array_equal(result.kept[path], indices)
+    for path, indices in chosen.channels.items():
+        np.testing.assert_array_equal(result.channels[path], indices)
     x = inputs_of(model)
     loaded = save_and_load(result.model, tmp_path)
     assert result.after.parameters < 0.62 * result.before.parameters

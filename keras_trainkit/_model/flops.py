@@ -52,14 +52,14 @@ def _products(call: Call, shape_of: ShapeOf) -> int:
     found = [math.prod(shape_of(kernel.variable)) for kernel in kernels(layer)]
     if not found:
         return 0
-    (taken,), (put_out,) = call.inputs[:1], call.outputs[:1]
+    (taken,), (output,) = call.inputs[:1], call.outputs[:1]
     if isinstance(layer, layers.RNN | layers.Bidirectional):
         return sum(found) * (taken.shape[1] or 1)
     if isinstance(layer, TRANSPOSED):
         return sum(found) * _positions(taken, layer)
     if isinstance(layer, layers.EinsumDense):
         return sum(found) * _einsum_positions(layer, taken)
-    return sum(found) * _positions(put_out, layer)
+    return sum(found) * _positions(output, layer)
 
 
 def _positions(edge: Edge, layer) -> int:

@@ -162,18 +162,18 @@ def _expand(graph, model, inputs: list[Edge], path: str) -> list[Edge]:
         entering = _entering(layer, node) if is_graph(layer) else None
         if entering is not None:
             inside = [edges[id(x)] for x in entering]
-            put_out = _expand(graph, layer, inside, f"{own_path}/")
+            outputs = _expand(graph, layer, inside, f"{own_path}/")
         else:
             if inner := inner_model(layer):
                 _expand_alone(graph, inner, f"{own_path}/")
             training = node.arguments.kwargs.get("training")
             call = Call(layer, own_path, taken, [], training, node)
-            put_out = [Edge(tuple(x.shape), call) for x in node.outputs]
-            call.outputs = put_out
+            outputs = [Edge(tuple(x.shape), call) for x in node.outputs]
+            call.outputs = outputs
             for edge in taken:
                 edge.consumers.append(call)
             graph.calls.append(call)
-        edges.update({id(x): e for x, e in zip(node.outputs, put_out, strict=True)})
+        edges.update({id(x): e for x, e in zip(node.outputs, outputs, strict=True)})
     return [edges[id(x)] for x in functional.outputs]
 
 

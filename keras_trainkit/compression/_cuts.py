@@ -111,5 +111,5 @@ def cut_sizes(
     model: keras.Model, ratios: Ratios, options: dict[str, Any]
 ) -> dict[str, int]:
     """How many units each layer has after a cut, by path."""
-    kept = cut_to(model, ratios, options).kept
+    kept = cut_to(model, ratios, options).channels
     return {path: len(units) for path, units in kept.items()}

@@ -53,7 +53,7 @@ class Channels:
         widths: For each layer, by the name of an argument, the channels on whose count
             the argument depends, and the function that makes it of the counts.
         changes: For each operation whose arguments are cut, how.
-        put_out: For each layer with units of its own, their numbers.
+        outputs: For each layer with units of its own, their numbers.
         layers: All layers and operations, with their paths.
         entries: What lies along the axes of each symbolic input of the models inside,
             by its id.
@@ -63,7 +63,7 @@ class Channels:
         self.slices: dict[int, Slices] = {}
         self.widths: dict[Any, dict[str, Width]] = {}
         self.changes: dict[Any, Change] = {}
-        self.put_out: dict[Any, Numbers] = {}
+        self.outputs: dict[Any, Numbers] = {}
         self.layers: dict[Any, str] = {}
         self.entries: dict[int, Lay] = {}
         self._parents: list[int] = []
@@ -138,7 +138,7 @@ class Channels:
             For each group its layers and the roots of its channels.
         """
         places: dict[int, dict[int, Any]] = {}
-        for layer, numbers in self.put_out.items():
+        for layer, numbers in self.outputs.items():
             for root in self.roots(numbers):
                 if not self.is_kept(int(root)):
                     places.setdefault(int(root), {})[id(layer)] = layer
@@ -188,4 +188,4 @@ class Channels:
 
     def units(self, layer, numbers: Numbers) -> None:
         """Say which are a layer's own units, the same on each use."""
-        self.join(self.put_out.setdefault(layer, numbers), numbers)
+        self.join(self.outputs.setdefault(layer, numbers), numbers)

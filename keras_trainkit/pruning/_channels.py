@@ -58,16 +58,16 @@ class ShrinkResult(Report):
         model: The smaller model, plain layers throughout, not compiled.
         before: What the model cost.
         after: What the smaller one costs.
-        kept: For each layer with units of its own, by path, the indices of those that
-            are left (of heads, for attention).
-        whole: The layers that could not be cut at all, by path, and why.
+        channels: The channels that each layer keeps, as indices into the original's, by
+            the layer's path (heads, for attention).
+        kept: The layers that could not be cut, by path, and the reason.
     """
 
     model: keras.Model
     before: Cost
     after: Cost
-    kept: dict[str, np.ndarray]
-    whole: dict[str, str]
+    channels: dict[str, np.ndarray]
+    kept: dict[str, str]
 
     def _table(self) -> Table:
         rows: list[tuple[str, float, float, str]] = [
@@ -85,7 +85,7 @@ class ShrinkResult(Report):
         return Table(["", "before", "after", "change"], cells)
 
     def _notes(self) -> list[str]:
-        return [f"{path}: whole, {reason}" for path, reason in self.whole.items()]
+        return [f"kept {path}: {reason}" for path, reason in self.kept.items()]
 
 
 def prune_channels(
@@ -168,7 +168,7 @@ def prune_channels(
         ...     ]
         ... )
         >>> result = kt.pruning.prune_channels(model, ratio, importance="group_l2")
-        >>> {name: len(kept) for name, kept in result.kept.items()}
+        >>> {name: len(left) for name, left in result.channels.items()}
         {'dense_1': 12, 'dense_2': 4, 'head': 3}
 
     Reference:
@@ -195,7 +195,7 @@ def prune_channels(
     check_all_used("ratio", every, list(ratios))
     around = {id(chain[-1]): chain for chain in every}
     channels = trace(model)
-    for layer, numbers in channels.put_out.items():
+    for layer, numbers in channels.outputs.items():
         if selected(around[id(layer)], excluded):
             channels.keep(numbers, "is excluded")
 
@@ -206,8 +206,8 @@ def prune_channels(
     scores = score(model, channels, importance, x, y, seed)
     groups = list(_groups(channels, scores, ratio_of))
     if not groups:
-        whole = [f"{path!r} {reason}" for path, reason in _whole(channels).items()]
-        why = "; ".join(whole[:8]) or "no layer has units of its own"
+        kept = [f"{path!r} {reason}" for path, reason in _kept(channels).items()]
+        why = "; ".join(kept[:8]) or "no layer has units of its own"
         reject("model", model.name, f"a model with channels that can be cut ({why})")
 
     def choose(share: float | None) -> set[int]:
@@ -228,11 +228,11 @@ def prune_channels(
         smaller,
         Cost(model.count_params(), flops(model), times[0]),
         Cost(smaller.count_params(), flops(smaller), times[1]),
-        kept={
+        channels={
             channels.layers[layer]: np.flatnonzero(_left(channels, numbers, gone))
-            for layer, numbers in channels.put_out.items()
+            for layer, numbers in channels.outputs.items()
         },
-        whole=_whole(channels),
+        kept=_kept(channels),
     )
 
 
@@ -351,11 +351,11 @@ def _left(channels: Channels, numbers: Numbers, gone: set[int]) -> np.ndarray:
     return np.array([root not in gone for root in channels.roots(numbers)], bool)
 
 
-def _whole(channels: Channels) -> dict[str, str]:
+def _kept(channels: Channels) -> dict[str, str]:
     """The layers none of whose units can go, and why."""
     return {
         channels.layers[layer]: str(channels.reason(numbers))
-        for layer, numbers in channels.put_out.items()
+        for layer, numbers in channels.outputs.items()
         if all(channels.is_kept(int(root)) for root in channels.roots(numbers))
     }
 

@@ -109,7 +109,7 @@ def _group_l2(channels: Channels) -> Scores:
 def _own(channels: Channels, importance: Callable[[Any], Any]) -> Scores:
     """The mean of what a function says of a channel's units, over its layers."""
     found: dict[int, list[float]] = {}
-    for layer, numbers in channels.put_out.items():
+    for layer, numbers in channels.outputs.items():
         values = importance(layer)
         if values is None:
             continue
