@@ -38,9 +38,14 @@ def test_group_l2_is_the_norm_of_all_weights_that_go_with_a_channel():
     ]  # fmt: skip
     norms = np.linalg.norm(np.concatenate(with_it, axis=1), axis=1)
     result = prune(model, 0.5, importance="group_l2")
-    np.testing.assert_array_equal(result.channels["first"], np.sort(np.argsort(norms)[5:]))
+    np.testing.assert_array_equal(
+        result.channels["first"], np.sort(np.argsort(norms)[5:])
+    )
     # Not by chance what the layer's own weights say.
-    assert result.channels["first"].tolist() != prune(model, 0.5).channels["first"].tolist()
+    assert (
+        result.channels["first"].tolist()
+        != prune(model, 0.5).channels["first"].tolist()
+    )
 
 
 def test_a_function_says_how_much_units_matter():
