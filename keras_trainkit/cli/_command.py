@@ -12,6 +12,8 @@ import importlib.util
 import os
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nkeras-trainkit: interrupted; nothing was written", file=sys.stderr)
         return _INTERRUPTED
-    except (CommandError, OSError) as error:
+    except (CommandError, OSError, zipfile.BadZipFile, zlib.error) as error:
         print(f"keras-trainkit: error: {error}", file=sys.stderr)
         return 1
 

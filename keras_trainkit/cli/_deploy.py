@@ -116,6 +116,15 @@ def run_inspect(model_path: Path) -> None:
             f"{model_path} holds a {type(model).__name__}: only Functional and "
             "Sequential models can be looked into"
         )
+    if not model.weights:
+        raise CommandError(f"{model_path} holds no weights: nothing to fold or prune")
+    try:
+        _print_savings(model)
+    except (ValueError, RuntimeError) as error:
+        raise CommandError(_first_line(error)) from None
+
+
+def _print_savings(model: keras.Model) -> None:
     small = kt.export.optimize_for_inference(model)
     before, after = len(_names(model)), len(_names(small))
     print(f"{model.name}: {before} layers, {model.count_params():,} parameters")
@@ -155,30 +164,59 @@ def _load_model(path: Path) -> keras.Model:
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise CommandError(f"{path} is not a .keras file")
     try:
-        return keras.saving.load_model(path, compile=False)
+        model = keras.saving.load_model(path, compile=False)
     except Exception as error:
         # A file from elsewhere can fail in any way; safe mode stays on.
         raise CommandError(f"{path} cannot be loaded: {_first_line(error)}") from None
+    if getattr(model, "input_shape", None) is None:
+        raise CommandError(
+            f"{path} holds a model that is not built: call it on some data, then save"
+        )
+    for weight in model.weights:
+        if not _is_finite(keras.ops.convert_to_numpy(weight)):
+            raise CommandError(f"{path} holds NaN or infinity in {weight.path}")
+    return model
 
 
 def _load_data(path: Path, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x, y = arrays["x"], arrays["y"]
-    except (KeyError, ValueError, OSError, AttributeError, TypeError):
-        raise CommandError(f"{path} is not an .npz file with arrays x and y") from None
+    x, y = _read_arrays(path)
+    for name, array in (("x", x), ("y", y)):
+        if array.dtype.kind not in "biuf" or not _is_finite(array):
+            raise CommandError(
+                f"{path} must have finite real numbers in {name}; it has {array.dtype}"
+                + (" with NaN or infinity" if array.dtype.kind == "f" else "")
+            )
     expected = tuple(model.input_shape[1:])
     fits = len(expected) == x.ndim - 1 and all(
         a in (None, b) for a, b in zip(expected, x.shape[1:], strict=True)
     )
-    if not fits or len(x) != len(y) or not len(x):
+    if not fits or not y.ndim or len(x) != len(y) or not len(x):
         raise CommandError(
             f"{path} must have x of shape (rows, {', '.join(map(str, expected))}) and "
             f"as many y; it has {x.shape} and {y.shape}"
         )
     return x.astype("float32"), y
+
+
+def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise CommandError(f"there is no file {path}")
+    try:
+        # By a file of our own: NumPy leaves one that is no archive open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return arrays["x"], arrays["y"]
+    except Exception as error:
+        # A damaged archive fails in many ways: BadZipFile, zlib.error, TokenError,
+        # MemoryError, NotImplementedError ...
+        raise CommandError(
+            f"{path} is not an .npz file with arrays x and y: {_first_line(error)}"
+        ) from None
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    # float16's relatives (bfloat16, float8) are of kind "V", and NumPy's isfinite
+    # knows them; integers and keys of generators have nothing to check.
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
 
 
 def _first_line(error: Exception) -> str:

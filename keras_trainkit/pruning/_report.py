@@ -33,7 +33,7 @@ class LayerSparsity:
     @property
     def sparsity(self) -> float:
         """Fraction of the entries that are zero."""
-        return 1 - self.nonzeros / self.parameters
+        return 1 - self.nonzeros / self.parameters if self.parameters else 0.0
 
 
 @dataclass(frozen=True, repr=False)
