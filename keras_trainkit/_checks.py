@@ -7,8 +7,11 @@ that it can be used in an assignment. Errors say what was expected and end in
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any, NoReturn
+
+import keras
+import numpy as np
 
 
 def reject(name: str, value: Any, expected: str) -> NoReturn:
@@ -76,6 +79,34 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
     """Return `value`, or raise unless it is one of `choices`."""
     choices = tuple(choices)
-    if value not in choices:
+    # An array has no truth value, which `in` would ask for.
+    if not isinstance(value, Hashable) or value not in choices:
         reject(name, value, "one of " + ", ".join(repr(c) for c in choices))
     return value
+
+
+def check_items(name: str, value: Any, expected: str) -> list[Any]:
+    """Return the items of `value` as a list, or raise unless it is a collection."""
+    if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
+        reject(name, value, expected)
+    try:
+        return list(value)
+    except TypeError:
+        # An array without axes has `__iter__` all the same.
+        reject(name, value, expected)
+
+
+def check_numbers(name: str, value: Any) -> np.ndarray:
+    """Return `value` as an array of float64, or raise unless it holds numbers."""
+    try:
+        return np.asarray(value).astype(np.float64)
+    except (TypeError, ValueError):
+        reject(name, value, "an array of numbers")
+
+
+def check_built(model: Any) -> None:
+    """Raise unless `model` is a built Keras model."""
+    if not isinstance(model, keras.Model):
+        reject("model", model, "a built Keras model")
+    if not model.built:
+        reject("model", model.name, "built")

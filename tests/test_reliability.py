@@ -137,3 +137,78 @@ def test_sparsity_of_a_model_without_weights():
     report = kt.pruning.sparsity_report(build(keras.layers.ReLU()))
     assert report.parameters == 0
     assert "0.0%" in report.summary()
+
+
+# --- Arguments without sense, for whoever had no check of them
+
+ARRAY = np.array([])
+
+
+def learner():
+    model = build(keras.layers.Flatten(), keras.layers.Dense(3, "softmax"))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    return model
+
+
+X, Y = np.ones((20, 6, 6, 1), "float32"), np.zeros(20, "int32")
+BAD_CALLS = {
+    "fold, no rows": lambda: kt.folding.fold_batch_norm(learner(), X[:0]),
+    "fold, a number": lambda: kt.folding.fold_batch_norm(learner(), 1.0),
+    "fold, nothing": lambda: kt.folding.fold_batch_norm(learner(), []),
+    "preset, 0": lambda: kt.models.PRESETS["default"].callbacks(0),
+    "preset, False": lambda: kt.models.PRESETS["default"].callbacks(False),
+    "preset, rate 0": lambda: kt.models.PRESETS["default"].make_optimizer(0),
+    "mlp, no shape": lambda: kt.models.build_mlp(None, 3),
+    "mlp, a number as shape": lambda: kt.models.build_mlp(6, 3),
+    "mlp, text as units": lambda: kt.models.build_mlp((6,), 3, hidden_units="abc"),
+    "mlp, a number as units": lambda: kt.models.build_mlp((6,), 3, hidden_units=8),
+    "mlp, an array as preset": lambda: kt.models.build_mlp((6,), 3, ARRAY),
+    "resnet, a number": lambda: kt.models.build_cifar_resnet(32, 10),
+    "resnet, text": lambda: kt.models.build_cifar_resnet("abc", 10),
+    "resnet, negative": lambda: kt.models.build_cifar_resnet((32, -1, 3), 10),
+    "hypermodel, a number": lambda: kt.models.hypermodel(
+        0.1, input_shape=(6,), num_classes=3
+    ),
+    "freeze, nothing": lambda: kt.transfer.freeze(learner(), until=[]),
+    "freeze, an array": lambda: kt.transfer.freeze(learner(), until=ARRAY),
+    "unfreeze, nothing": lambda: kt.transfer.unfreeze(learner(), since=()),
+    "nll, a number": lambda: kt.uncertainty.nll(Y, 0.5),
+    "aurc, text": lambda: kt.uncertainty.aurc([0, 1], np.eye(2), "abc"),
+    "aurc, a dict": lambda: kt.uncertainty.aurc([0, 1], np.eye(2), {}),
+    "sparsity, no model": lambda: kt.pruning.sparsity_report(None),
+    "sparsity, pattern": lambda: kt.pruning.sparsity_report(learner(), 2.5),
+    "sparsity, 0": lambda: kt.pruning.sparsity_report(learner(), 0),
+    "signal, no model": lambda: kt.diagnostics.signal_report(None, X),
+    "self-normalization": lambda: kt.diagnostics.self_normalization("m", X),
+    "flops, no model": lambda: kt.flops(None),
+    "find_lr, no data": lambda: kt.find_lr(learner(), None, Y),
+    "find_lr, class_weight": lambda: kt.find_lr(learner(), X, Y, class_weight=[1]),
+    "sweep, a number": lambda: kt.lr_sweep(learner, 0.1, X, Y),
+    "sweep, text": lambda: kt.lr_sweep(learner, "abc", X, Y),
+    "analyse, text": lambda: kt.lr_finder.analyse("abc", [1.0]),
+    "multi-step, a number": lambda: kt.schedules.MultiStep(0.1, 5, 0.5),
+    "multiplicative": lambda: kt.schedules.Multiplicative(0.1, None, 5),
+    "reducible, too few": lambda: kt.schedules.Reducible(
+        kt.schedules.Constant(0.1), (1.0,)
+    ),
+    "reducible, NaN": lambda: kt.schedules.Reducible(
+        kt.schedules.Constant(0.1), (1.0, np.nan, 0, 0)
+    ),
+    "one cycle, an array": lambda: kt.schedules.OneCycle(0.1, 100, anneal=ARRAY),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_arguments_that_make_no_sense(name):
+    with pytest.raises(ValueError, match="Received: "):
+        BAD_CALLS[name]()
+
+
+def test_what_a_preset_takes_as_it_was():
+    preset = kt.models.PRESETS["default"]
+    rate = keras.ops.convert_to_numpy(preset.make_optimizer().learning_rate)
+    assert float(rate) == pytest.approx(preset.learning_rate)
+    (cycle, _) = preset.callbacks()
+    assert cycle.max_lr == preset.learning_rate
+    (cycle, _) = preset.callbacks(0.5)
+    assert cycle.max_lr == 0.5

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainkit._checks import reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model.inputs import random_inputs as random_inputs
 
@@ -28,8 +29,12 @@ def check_same(
         at_least: A difference that is always allowed, whatever the model's precision.
 
     Raises:
+        ValueError: If `x` has no rows, so that nothing would be compared.
         RuntimeError: If it is more than rounding explains.
     """
+    shapes = [np.shape(part) for part in keras.tree.flatten(x)]
+    if not shapes or not all(shape and shape[0] for shape in shapes):
+        reject("x", shapes or x, "inputs of the model with at least one row")
     before = outputs(model, x)
     error = distance(before, outputs(copy, x))
     tolerance = max(tolerance_of(model), at_least)

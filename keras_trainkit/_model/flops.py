@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 from keras import layers
 
+from keras_trainkit._checks import check_built
 from keras_trainkit._keras import projections
 from keras_trainkit._model.graph import Call, Edge, read
 from keras_trainkit._model.kernels import kernels
@@ -35,6 +36,7 @@ def flops(model: keras.Model) -> int:
         >>> kt.flops(kt.models.build_mlp((784,), 10, hidden_units=(300, 100)))
         532400
     """
+    check_built(model)
     return count_flops(model, lambda variable: variable.shape)
 
 

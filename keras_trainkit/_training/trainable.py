@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_in_range, reject
@@ -57,12 +58,14 @@ def place(name: str, start: Start, chains: Sequence[Chain]) -> int:
     total = len(chains)
     if isinstance(start, float):
         return round(check_in_range(name, start, 0, 1) * total)
-    if hasattr(start, "__index__") and not isinstance(start, bool | type):
+    if isinstance(start, int | np.integer) and not isinstance(start, bool):
         number = operator.index(start)
         if not -total <= number <= total:
             reject(name, start, f"an integer from {-total} to {total}")
         return number + total if number < 0 else number
     selectors = check_selectors(name, start)
+    if not selectors:
+        reject(name, start, "an integer, a fraction, or what selects layers")
     check_all_used(name, chains, selectors)
     return next(n for n, chain in enumerate(chains) if selected(chain, selectors))
 

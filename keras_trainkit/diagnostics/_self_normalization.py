@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers as kinds
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_built
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.recording import leaves, outputs
 
@@ -85,8 +85,7 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
     Reference:
         G. Klambauer et al., Self-Normalizing Neural Networks (2017), arXiv:1706.02515.
     """
-    if not model.built:
-        reject("model", model.name, "built")
+    check_built(model)
     used = outputs(model, x, leaves(model))
     problems = {}
     flat = [np.asarray(part) for part in keras.tree.flatten(x)]

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_built, reject
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.optimizer import (
     core_optimizer,
@@ -120,8 +120,7 @@ def signal_report(
         X. Glorot and Y. Bengio, Understanding the Difficulty of Training Deep
         Feedforward Neural Networks (2010), sections 3 and 4.
     """
-    if not model.built:
-        reject("model", model.name, "built")
+    check_built(model)
     if y is not None and not model.compiled:
         reject("model", model.name, "compiled where `y` is given")
     with as_it_was(model):

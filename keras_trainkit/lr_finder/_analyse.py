@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import check_integer, check_numbers, reject
 
 # Decades of the learning rate over which the smoothing's weights fall to 1 / e.
 _SMOOTHING = 0.1
@@ -117,7 +117,7 @@ def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
         L. Smith, Cyclical Learning Rates for Training Neural Networks (2015),
         arXiv:1506.01186, section 3.3.
     """
-    lrs, losses = np.asarray(lrs, float), np.asarray(losses, float)
+    lrs, losses = check_numbers("lrs", lrs), check_numbers("losses", losses)
     # Written so that NaN fails too.
     if (
         lrs.ndim != 1

@@ -29,6 +29,10 @@ class FitData:
     """
 
     def __init__(self, model, x, y, sample_weight, class_weight):
+        if x is None:
+            reject("x", x, "arrays or a dataset")
+        if class_weight is not None and not isinstance(class_weight, dict):
+            reject("class_weight", class_weight, "a dict from class to weight")
         self.error: BaseException | None = None
         self._class_weight = class_weight
         if y is not None or is_arrays(x):

@@ -10,6 +10,7 @@ import numpy as np
 from keras_trainkit._checks import (
     check_choice,
     check_integer,
+    check_items,
     check_positive,
     reject,
 )
@@ -99,6 +100,7 @@ def lr_sweep(
         >>> sweep.curves["loss"].shape, sweep.best()
         ((2, 1), 0.1)
     """
+    rates = check_items("rates", rates, "a list of learning rates")
     rates = [check_positive("rates", rate) for rate in rates]
     if not rates:
         reject("rates", rates, "at least one learning rate")

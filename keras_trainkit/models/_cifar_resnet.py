@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers, ops
 
-from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._checks import check_integer, check_items, check_positive, reject
 
 
 def build_cifar_resnet(
@@ -44,8 +44,12 @@ def build_cifar_resnet(
         K. He et al., Deep Residual Learning for Image Recognition (2015),
         arXiv:1512.03385, section 4.2 and table 6.
     """
-    if len(tuple(input_shape)) != 3:
+    sizes = check_items("input_shape", input_shape, "(height, width, channels)")
+    if len(sizes) != 3:
         reject("input_shape", input_shape, "(height, width, channels)")
+    for size in sizes:
+        if size is not None:
+            check_integer("input_shape", size, minimum=1)
     check_integer("num_classes", num_classes, minimum=2)
     check_positive("weight_decay", weight_decay, allow_zero=True)
     if (check_integer("depth", depth, minimum=8) - 2) % 6:

@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
+from keras_trainkit._checks import (
+    check_choice,
+    check_integer,
+    check_items,
+    check_positive,
+    reject,
+)
 from keras_trainkit.callbacks import OneCycle
 from keras_trainkit.models._mlp import build_mlp
 from keras_trainkit.models._presets import PRESETS
@@ -66,7 +72,11 @@ def hypermodel(
     Reference:
         T. O'Malley et al., KerasTuner (2019), https://keras.io/keras_tuner.
     """
-    names = [preset] if isinstance(preset, str) else list(preset)
+    names = (
+        [preset]
+        if isinstance(preset, str)
+        else check_items("preset", preset, "a name or several")
+    )
     for name in names or [""]:
         check_choice("preset", name, PRESETS)
         PRESETS[name].override(**overrides)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_trainkit._checks import check_choice, check_integer, reject
+from keras_trainkit._checks import check_choice, check_integer, check_items, reject
 from keras_trainkit.layers import MCDropout
 from keras_trainkit.models._presets import PRESETS, Preset
 
@@ -54,9 +54,11 @@ def build_mlp(
     """
     check_choice("preset", preset, PRESETS)
     check_integer("num_classes", num_classes, minimum=2)
-    shape = tuple(check_integer("input_shape", n, minimum=1) for n in input_shape)
+    sizes = check_items("input_shape", input_shape, "a shape, without the batch")
+    shape = tuple(check_integer("input_shape", n, minimum=1) for n in sizes)
     if not shape:
         reject("input_shape", input_shape, "at least one axis")
+    hidden_units = check_items("hidden_units", hidden_units, "a list of integers")
     config = PRESETS[preset].override(**overrides)
     batch_norm = config.normalization == "batch" or (
         config.normalization == "deep" and len(hidden_units) >= Preset.DEEP

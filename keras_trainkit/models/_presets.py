@@ -90,7 +90,10 @@ class Preset:
 
     def make_optimizer(self, learning_rate: float | None = None):
         """A new optimizer, by default at the preset's `learning_rate`."""
-        rate = check_positive("learning_rate", learning_rate or self.learning_rate)
+        rate = check_positive(
+            "learning_rate",
+            self.learning_rate if learning_rate is None else learning_rate,
+        )
         if self.optimizer == "sgd":
             return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
         return keras.optimizers.get(
@@ -134,7 +137,7 @@ class Preset:
         Early stopping needs `validation_data` in `fit`.
         """
         return [
-            OneCycle(max_lr or self.learning_rate),
+            OneCycle(self.learning_rate if max_lr is None else max_lr),
             keras.callbacks.EarlyStopping(
                 patience=self.patience, restore_best_weights=True
             ),

@@ -69,7 +69,8 @@ def parse_pattern(pattern: str | None, pooling: str = "avg") -> Pattern:
     Raises:
         ValueError: If it is none of these.
     """
-    match = re.fullmatch(r"(\d+)([:x])(\d+)", pattern or "1x1")
+    text = "1x1" if pattern is None else pattern if isinstance(pattern, str) else ""
+    match = re.fullmatch(r"(\d+)([:x])(\d+)", text)
     first, kind, second = match.groups() if match else ("0", "x", "0")
     a, b = int(first), int(second)
     if kind == ":" and 0 < a < b:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
+from keras_trainkit._checks import check_built
 from keras_trainkit._model.kernels import Kernel, own_kernels, without_kernels
 from keras_trainkit._model.select import chains, kernels_in
 from keras_trainkit._table import Report, Table
@@ -87,6 +88,7 @@ def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityR
     Raises:
         ValueError: If the pattern is none.
     """
+    check_built(model)
     parsed = parse_pattern(pattern)
     raw = b"".join(array.tobytes() for array in map(_array, model.weights))
     return SparsityReport(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._checks import check_integer, check_items, check_positive, reject
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -205,9 +205,12 @@ class Multiplicative(LearningRateSchedule):
         self.initial = check_positive("initial", initial)
         self.total_steps = check_integer("total_steps", total_steps, minimum=1)
         steps = range(1, self.total_steps)
-        factors = [fn(t) for t in steps] if callable(fn) else list(fn)
+        expected = f"a function, or {len(steps)} factors"
+        factors = (
+            [fn(t) for t in steps] if callable(fn) else check_items("fn", fn, expected)
+        )
         if len(factors) != len(steps):
-            reject("fn", len(factors), f"a function, or {len(steps)} factors")
+            reject("fn", len(factors), expected)
         self.factors = [check_positive("fn", f, allow_zero=True) for f in factors]
         self._rates = np.cumprod([self.initial, *self.factors]).astype("float32")
 
@@ -282,7 +285,8 @@ def check_increasing(
     name: str, values: Sequence[int], strictly: bool = True
 ) -> list[int]:
     """Return `values` as a list, or raise unless they are increasing steps >= 1."""
-    steps = [check_integer(name, value, minimum=1) for value in values]
+    items = check_items(name, values, "a list of steps")
+    steps = [check_integer(name, value, minimum=1) for value in items]
     if not steps or sorted(set(steps) if strictly else steps) != steps:
         reject(name, values, "at least one step, in increasing order")
     return steps

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_trainkit._checks import check_finite, check_items, reject
 from keras_trainkit._types import Schedule, Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -37,7 +38,12 @@ class Reducible(LearningRateSchedule):
 
     def __init__(self, schedule: Schedule, state: Sequence[float] = FRESH):
         self.schedule = _base.check_schedule("schedule", _base.deserialize(schedule))
-        self._state = tuple(float(value) for value in state)
+        self._state = tuple(
+            check_finite("state", value)
+            for value in check_items("state", state, "four numbers")
+        )
+        if len(self._state) != len(self.FRESH):
+            reject("state", state, "four numbers")
         self._variable: keras.Variable | None = None
 
     def bind(self, add_variable: Callable[..., keras.Variable]) -> None:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_numbers, reject
 
 # How far from 1 a row of probabilities may add up to; float16 is that coarse.
 _TOLERANCE = 1e-2
@@ -71,10 +71,10 @@ def probabilities_of(
     name: str = "probabilities",
 ) -> tuple[np.ndarray, bool]:
     """Outputs as `(rows, classes)` of float64, and whether they are sigmoid outputs."""
-    given = _numbers(name, outputs)
-    binary = multi_label or given.ndim == 1 or given.shape[-1] == 1
-    if not given.size:
+    given = check_numbers(name, outputs)
+    if not given.ndim or not given.size:
         reject(name, given.shape, "at least one row")
+    binary = multi_label or given.ndim == 1 or given.shape[-1] == 1
     if not np.isfinite(given).all():
         reject(name, "an array with NaN or infinity", "finite")
     if binary:
@@ -105,7 +105,7 @@ def labels_of(
         flat: `(rows, classes)`.
         multi_label: Whether the last axis has independent labels.
     """
-    y = _numbers("y_true", y_true)
+    y = check_numbers("y_true", y_true)
     rows, classes = flat
     sparse = shape if multi_label or len(shape) == 1 else shape[:-1]
     if len(shape) > 1 and shape[-1] == 1 and not multi_label:
@@ -127,13 +127,6 @@ def _from_one_hot(y: np.ndarray) -> np.ndarray:
     if not (np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all()):
         reject("y_true", "other rows", "one-hot, with a single 1 in each row")
     return y.argmax(1)
-
-
-def _numbers(name: str, value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value).astype(np.float64)
-    except (TypeError, ValueError):
-        return reject(name, value, "an array of numbers")
 
 
 def _check_range(name: str, p: np.ndarray, most: float) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_numbers, reject
 from keras_trainkit.uncertainty._outcomes import outcomes
 
 
@@ -46,8 +46,8 @@ def rejection_curve(
     """
     found = outcomes(y_true, probabilities, from_logits=from_logits)
     right = found.right()
-    doubt = 1 - found.p.max(1) if uncertainty is None else np.ravel(uncertainty)
-    doubt = np.asarray(doubt, float)
+    given = 1 - found.p.max(1) if uncertainty is None else uncertainty
+    doubt = np.ravel(check_numbers("uncertainty", given))
     if doubt.shape != right.shape or not np.isfinite(doubt).all():
         reject("uncertainty", doubt.shape, f"{len(right)} finite numbers")
     _, tie, size = np.unique(doubt, return_inverse=True, return_counts=True)
