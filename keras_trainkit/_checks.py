@@ -106,7 +106,16 @@ def check_numbers(name: str, value: Any) -> np.ndarray:
 
 def check_built(model: Any) -> None:
     """Raise unless `model` is a built Keras model."""
-    if not isinstance(model, keras.Model):
-        reject("model", model, "a built Keras model")
-    if not model.built:
-        reject("model", model.name, "built")
+    if not isinstance(model, keras.Model) or not model.built:
+        reject_model(model, "a built Keras model")
+
+
+def reject_model(model: Any, expected: str) -> NoReturn:
+    """Raise the `ValueError` that says what a model must be.
+
+    PyTorch's `DistributedDataParallel` has the model inside: the error says so.
+    """
+    if isinstance(getattr(model, "module", None), keras.Model):
+        expected += "; give the model inside the wrapper, `model.module`"
+        reject("model", type(model).__name__, expected)
+    reject("model", getattr(model, "name", model), expected)

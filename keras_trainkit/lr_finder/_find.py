@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import check_integer, reject, reject_model
 from keras_trainkit._training.state import as_it_was
 from keras_trainkit.lr_finder._analyse import (
     DIVERGES,
@@ -176,4 +176,4 @@ class _Search:
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, keras.Model) or not model.compiled:
-        reject("model", getattr(model, "name", model), "a compiled Keras model")
+        reject_model(model, "a compiled Keras model")

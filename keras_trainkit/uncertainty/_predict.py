@@ -8,7 +8,13 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_choice, check_integer, check_positive, reject
+from keras_trainkit._checks import (
+    check_choice,
+    check_integer,
+    check_positive,
+    reject,
+    reject_model,
+)
 from keras_trainkit._keras import functional_part
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._training.batches import batches_of, columns, num_rows
@@ -164,7 +170,7 @@ def _joined(parts: Sequence[Sums]) -> Sums:
 def _engine_of(model: Any) -> Engine:
     """The engine of the last call with this model, if it is still as it was."""
     if not isinstance(model, keras.Model):
-        reject("model", type(model).__name__, "a keras.Model")
+        reject_model(model, "a keras.Model")
     if not _graph.is_graph(model):
         return Engine(model)
     # A Sequential model gets another one when a layer is added or taken away.
