@@ -46,6 +46,28 @@ def run(strategy, name, optimizer):
     return rates, count, [weight.tolist() for weight in model.get_weights()]
 
 
+def refused(strategy):
+    """What the range test says of a model with two replicas."""
+    x = np.ones((24, 3), "float32")
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    before = model.get_weights()
+    messages = []
+    for test in (
+        lambda: kt.find_lr(model, x, x[:, :1], num_steps=10),
+        lambda: model.fit(
+            x, x[:, :1], 2, verbose=0, callbacks=[kt.callbacks.LRFinder()]
+        ),
+    ):
+        try:
+            test()
+        except ValueError as error:
+            messages.append(str(error))
+    same = all(map(np.array_equal, before, model.get_weights()))
+    return messages if same else "the model was changed"
+
+
 def main():
     """Print what each callback does, on one device and on two."""
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -58,6 +80,7 @@ def main():
         for name in CALLBACKS
         for optimizer in ("sgd", "adam")
     }
+    results["refused"] = refused(two)
     json.dump(results, sys.stdout)
 
 

@@ -38,3 +38,10 @@ def test_mirrored_strategy(results, name, optimizer):
     if name == "MagnitudePruning":
         for kernel in two[2][::2]:
             assert np.mean(np.array(kernel) == 0) == 0.5
+
+
+def test_a_range_test_over_replicas_is_refused(results):
+    assert len(results["refused"]) == 2
+    for message in results["refused"]:
+        assert "on one device, with the global batch size" in message
+        assert message.endswith('with 2 replicas"')

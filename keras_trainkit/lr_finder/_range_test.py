@@ -80,6 +80,7 @@ class RangeTest:
     def installed(self, model: keras.Model) -> Iterator[None]:
         """Lets the next `fit` follow the rate and record its losses."""
         name = self._optimizer or "optimizer"
+        check_one_replica(model)
         optimizer_named(model, name)
         with others_as_they_were(model, name), loss_tracker(model, self._recorder):
             with self._following(model, name):
@@ -182,6 +183,22 @@ class Watch(keras.callbacks.Callback):
             self._through = self._test.steps
         if self._through >= len(self._test.lrs) or self._test.is_through():
             self.model.stop_training = True
+
+
+def check_one_replica(model: keras.Model) -> None:
+    """Raise if a `tf.distribute` strategy has several replicas of the model.
+
+    Each replica would record the loss of its part of the batch as a step of its own.
+    """
+    strategy = getattr(model, "distribute_strategy", None)
+    replicas = getattr(strategy, "num_replicas_in_sync", 1)
+    if replicas > 1:
+        reject(
+            "model",
+            f"{model.name} with {replicas} replicas",
+            "made outside the scope of a tf.distribute strategy: find the rate on one "
+            "device, with the global batch size, for which it holds on all",
+        )
 
 
 def default_steps(batches: int | None) -> int:
