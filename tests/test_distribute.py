@@ -23,8 +23,7 @@ def results():
     return json.loads(run.stdout)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("name", distribute_job.CALLBACKS)
+@pytest.mark.parametrize(("name", "optimizer"), distribute_job.CASES)
 def test_mirrored_strategy(results, name, optimizer):
     one, two = results[f"{name} {optimizer}"]
     np.testing.assert_allclose(two[0], one[0], rtol=1e-6)
@@ -44,4 +43,4 @@ def test_a_range_test_over_replicas_is_refused(results):
     assert len(results["refused"]) == 2
     for message in results["refused"]:
         assert "on one device, with the global batch size" in message
-        assert message.endswith('with 2 replicas"')
+        assert message.endswith("with 2 replicas'")
