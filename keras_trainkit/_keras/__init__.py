@@ -337,10 +337,15 @@ def exchange_part(model: keras.Model, name: str, part: keras.layers.Layer) -> No
     Setting the attribute alone leaves the old layer tracked by the model. Tried on
     Keras 3.13 and 3.15.
     """
-    old = getattr(model, name)
+    old, tracker = getattr(model, name), model._tracker
     delattr(model, name)
-    model._tracker.untrack(old)
+    tracker.untrack(old)
+    # A built model takes no new state.
+    locked, message = tracker.locked, tracker._lock_violation_msg
+    tracker.unlock()
     setattr(model, name, part)
+    if locked:
+        tracker.lock(message)
 
 
 def sync_state(model: keras.Model) -> None:

@@ -83,7 +83,9 @@ def _opened(calls: list[Call]) -> Callable:
     try:
         inner = _traced(layer, node)
         x = [draw_like(tensor) for tensor in node.input_tensors]
-        before = outputs(lambda x: run_node(node, x), x)
+        # Explicitly: a layer inside whose default is True would take the others along,
+        # whose statistics would move.
+        before = outputs(lambda x: run_node(node, x, training=False), x)
         error = distance(before, outputs(inner, x if len(x) > 1 else x[0]))
     except Exception as failure:
         kind = type(failure).__name__

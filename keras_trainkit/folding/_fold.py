@@ -1,15 +1,14 @@
 """Fold BatchNorms into the layers in front of them or behind."""
 
-import tempfile
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
-from keras_trainkit._keras import exchange_part, functional_part, sublayers
+from keras_trainkit._keras import exchange_part, sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
 from keras_trainkit._model.opening import open_up
@@ -27,7 +26,8 @@ class FoldResult(Report):
         folded: Names of the BatchNorm layers that are gone.
         kept: The BatchNorm layers that stay, with the reason.
         max_error: Largest difference of the outputs on random inputs, relative to the
-            largest output.
+            largest output. NaN if they could not be compared: the model is random at
+            inference, or takes no random inputs and `x` was not given.
     """
 
     model: keras.Model
@@ -42,6 +42,8 @@ class FoldResult(Report):
     def _notes(self) -> list[str]:
         count = f"{len(self.folded)} BatchNorm layers folded, {len(self.kept)} kept"
         error = f"largest relative error {self.max_error:.1e}"
+        if math.isnan(self.max_error):
+            error = "not compared with the model: give `x`, inputs that it takes"
         reasons = [f"kept {name}: {reason}" for name, reason in self.kept.items()]
         return [f"{count}, {error}", *reasons]
 
@@ -63,8 +65,8 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
 
     Args:
         model: A built Sequential or Functional model, with nested models, shared
-            layers and `TimeDistributed` if need be; or a subclassed model that can be
-            saved and loaded, whose Functional parts are folded. It is not changed.
+            layers and `TimeDistributed` if need be; or a subclassed model, whose
+            Functional parts are folded. It is not changed.
         x: Inputs on which the two models are compared; random ones by default.
 
     Returns:
@@ -100,19 +102,24 @@ def fold_batch_norm(model: keras.Model, x: Any = None) -> FoldResult:
     """
     if not isinstance(model, keras.Model) or not model.built:
         reject("model", model, "a built Keras model")
+    if x is None:
+        x = _random(model)
     if _graph.is_graph(model):
         copy, folded, kept = _fold_graph(model)
     else:
         copy, folded, kept = _fold_parts(model)
-    if x is None:
-        if functional_part(model) is None:
-            raise ValueError(
-                "`x` must be given for a subclassed model, to compare outputs on it. "
-                "Received: x=None"
-            )
-        x = random_inputs(model)
-    error = check_same(model, copy, x, "The folded model")
+    error = math.nan if x is None else check_same(model, copy, x, "The folded model")
     return FoldResult(copy, tuple(folded), kept, error)
+
+
+def _random(model: keras.Model) -> Any:
+    """Random inputs, or None if the model takes none."""
+    if not getattr(model, "inputs", None):
+        reject("x", None, "given for a subclassed model, to compare outputs on it")
+    try:
+        return random_inputs(model)
+    except ValueError:
+        return None
 
 
 def _fold_graph(model) -> tuple[keras.Model, list[str], dict[str, str]]:
@@ -277,11 +284,7 @@ def _fold_into(graph, found, weights, fold, side) -> dict[Any, _linear.Weights]:
 
 def _fold_parts(model) -> tuple[keras.Model, list[str], dict[str, str]]:
     """Fold the Functional parts of a subclassed model."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        custom = {type(model).__name__: type(model)}
-        copy = keras.saving.load_model(path, custom_objects=custom, compile=False)
+    copy = _graph.copy_model(model)
     folded: list[str] = []
     kept: dict[str, str] = {}
     rewritten: set[int] = set()
