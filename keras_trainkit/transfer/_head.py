@@ -9,16 +9,8 @@ from keras.layers import Layer
 
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.head import last_dense
 
-# What may be behind the last Dense of a head.
-_BEHIND = (
-    layers.Activation,
-    layers.Softmax,
-    layers.ReLU,
-    layers.Dropout,
-    layers.Rescaling,
-    layers.Identity,
-)
 _POOLING = {
     3: layers.GlobalAveragePooling1D,
     4: layers.GlobalAveragePooling2D,
@@ -72,7 +64,7 @@ def replace_head(
     graph = _graph.read(model)
     if len(graph.outputs) != 1:
         reject("model", f"{len(graph.outputs)} outputs", "a model with one output")
-    old, behind = _old_head(graph)
+    old, behind = last_dense(graph)
     head = _new_head(units, activation, old, behind, name)
 
     def replacement(layer: Any) -> Any:
@@ -100,20 +92,6 @@ def replace_head(
     for layer in rest:
         x = layer(x)
     return keras.Model(body.input, x, name=body.name)
-
-
-def _old_head(graph: _graph.Graph) -> tuple[Layer | None, list[Layer]]:
-    """The Dense layer that a model ends in, and what is behind it."""
-    behind = []
-    call = graph.outputs[0].producer
-    while call is not None and isinstance(call.layer, _BEHIND):
-        behind.append(call.layer)
-        call = call.inputs[0].producer
-    if call is not None and isinstance(call.layer, layers.Dense):
-        if len(graph.calls_of(call.layer)) > 1:
-            reject("model", call.layer.name, "a model whose last layer is not shared")
-        return call.layer, behind
-    return None, []
 
 
 def _new_head(units, activation, old, behind, name) -> list[Layer]:

@@ -21,9 +21,11 @@ from keras_trainkit.uncertainty._conformal import (
 from keras_trainkit.uncertainty._conformal import (
     ConformalRegressor as ConformalRegressor,
 )
+from keras_trainkit.uncertainty._distill import distill as distill
 from keras_trainkit.uncertainty._ensemble import (
     ensemble_prediction as ensemble_prediction,
 )
+from keras_trainkit.uncertainty._laplace import LastLayerLaplace as LastLayerLaplace
 from keras_trainkit.uncertainty._predict import mc_predict as mc_predict
 from keras_trainkit.uncertainty._prediction import MCPrediction as MCPrediction
 from keras_trainkit.uncertainty._rejection import aurc as aurc

@@ -185,9 +185,7 @@ def _batches(
 ) -> tuple[Iterator[list[np.ndarray]], int | None]:
     """Batches as lists of arrays, and how many there are, where that is known."""
     if hasattr(x, "shape") or isinstance(x, list | tuple | dict):
-        arrays = [
-            np.asarray(a) for a in _flat(engine, _preprocessed(model, columns(x)))
-        ]
+        arrays = [np.asarray(a) for a in _flat(engine, preprocessed(model, columns(x)))]
         if batch_size is not None:
             check_integer("batch_size", batch_size, minimum=1)
         if not all(a.ndim and len(a) for a in arrays):
@@ -209,7 +207,7 @@ def _batches(
     return (
         [
             keras.ops.convert_to_numpy(a)
-            for a in _flat(engine, _preprocessed(model, inputs))
+            for a in _flat(engine, preprocessed(model, inputs))
         ]
         for inputs, *_ in batches
     ), number
@@ -226,7 +224,7 @@ def _try_out(engine: Engine, arrays: list[np.ndarray]) -> Trial:
         raise
 
 
-def _preprocessed(model: keras.Model, x: Any) -> Any:
+def preprocessed(model: keras.Model, x: Any) -> Any:
     """What a KerasHub task makes of its inputs before it predicts."""
     preprocess = getattr(model, "preprocess_samples", None)
     if preprocess is None or getattr(model, "preprocessor", None) is None:

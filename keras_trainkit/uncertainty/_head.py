@@ -1,0 +1,78 @@
+"""A model cut in front of its last Dense layer."""
+
+from typing import Any
+
+import keras
+from keras import layers
+from keras.layers import Layer
+
+from keras_trainkit._checks import reject
+from keras_trainkit._keras import sublayers
+from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.head import last_dense
+from keras_trainkit.layers._mc_dropout import AlwaysOn
+
+_DROPOUTS = (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout)
+
+
+def check_head(model: Any) -> tuple[Layer, list[Layer]]:
+    """The last Dense layer of a model and the layers behind it, from the end on.
+
+    Raises:
+        ValueError: If the model does not have one output that ends so.
+    """
+    _graph.check_graph(model)
+    graph = _graph.read(model)
+    expected = "a model with one output, which ends in a Dense layer"
+    if len(graph.outputs) != 1:
+        reject("model", f"{len(graph.outputs)} outputs", expected)
+    dense, behind = last_dense(graph)
+    if dense is None:
+        call = graph.outputs[0].producer
+        reject("model", type(getattr(call, "layer", model)).__name__, expected)
+    for layer in behind:
+        if len(graph.calls_of(layer)) > 1:
+            reject("model", layer.name, "a model whose last activation is not shared")
+    return dense, behind
+
+
+def body(model: keras.Model) -> keras.Model:
+    """A copy of a model's layers up to its last Dense, whose input it outputs.
+
+    What drops at inference too does not in the copy.
+
+    Raises:
+        ValueError: If something inside a layer does, or the model does not end so.
+    """
+    dense, behind = check_head(model)
+    trained = {call.layer for call in _graph.read(model).calls if call.training is True}
+    exchanged = []
+
+    def replacement(layer: Any) -> Any:
+        if layer in behind:
+            return _graph.REMOVED
+        if layer is dense:
+            name, dtype = f"{layer.name}_input", layer.compute_dtype
+            return layers.Identity(name=name, dtype=dtype)
+        if not isinstance(layer, Layer):
+            return None
+        on = layer in trained or isinstance(layer, AlwaysOn)
+        if on and isinstance(layer, _DROPOUTS):
+            return _graph.REMOVED
+        if isinstance(layer, AlwaysOn):
+            exchanged.append(layer)
+            return _base(layer).from_config(layer.get_config())
+        if layer in trained or any(isinstance(x, AlwaysOn) for x in sublayers(layer)):
+            expected = "a model whose layers can be at inference"
+            reject("model", f"{layer.name}, a {type(layer).__name__}", expected)
+        return None
+
+    copy, pairs = _graph.rebuild(model, replacement)
+    for layer in exchanged:
+        pairs[layer].set_weights(layer.get_weights())
+    return copy
+
+
+def _base(layer: Layer) -> Any:
+    """Keras's class of a layer that drops at inference too."""
+    return next(x for x in type(layer).__mro__ if not issubclass(x, AlwaysOn))
