@@ -121,7 +121,8 @@ def _collected(x: Any) -> Any:
 def _with_second_head(model, found: MCPrediction, task, seed) -> keras.Model:
     """A copy of a model that also outputs the spread of its samples, untrained."""
     dense, behind = check_head(model)
-    base, memo = body(model), {}
+    base = body(model)
+    memo: dict[int, Any] = {}
     # A Sequential model that was never called has no `input` of its own.
     inputs = functional_part(base).input
     features = mean = base.outputs[0]
@@ -153,13 +154,13 @@ def _spread(features, found: MCPrediction, name: str, seed: int | None) -> Any:
 
     They start at the mean over all rows.
     """
-    information = found.mutual_information
-    if information is None:
+    information, entropy = found.mutual_information, found.predictive_entropy
+    if information is None or entropy is None:
         start = np.log(_scale(found))
         activation = "exponential"
     else:
-        fraction = information.sum() / max(found.predictive_entropy.sum(), _TINY)
-        start = np.log(fraction / (1 - fraction) + _TINY)
+        fraction = np.clip(information.sum() / max(entropy.sum(), _TINY), 1e-6, 0.999)
+        start = np.log(fraction / (1 - fraction))
         activation = "sigmoid"
     per_output = information is None or _is_binary(found)
     units = found.mean.shape[-1] if per_output else 1
@@ -184,7 +185,8 @@ def _spread(features, found: MCPrediction, name: str, seed: int | None) -> Any:
 
 
 def _is_binary(found: MCPrediction) -> bool:
-    return np.ndim(found.mutual_information) == found.mean.ndim
+    information = found.mutual_information
+    return information is not None and information.ndim == found.mean.ndim
 
 
 def _scale(found: MCPrediction) -> np.ndarray:

@@ -46,7 +46,7 @@ def body(model: keras.Model) -> keras.Model:
     """
     dense, behind = check_head(model)
     trained = {call.layer for call in _graph.read(model).calls if call.training is True}
-    exchanged = []
+    exchanged: list[Any] = []
 
     def replacement(layer: Any) -> Any:
         if layer in behind:
@@ -61,7 +61,7 @@ def body(model: keras.Model) -> keras.Model:
             return _graph.REMOVED
         if isinstance(layer, AlwaysOn):
             exchanged.append(layer)
-            return _base(layer).from_config(layer.get_config())
+            return _off(layer)
         if layer in trained or any(isinstance(x, AlwaysOn) for x in sublayers(layer)):
             expected = "a model whose layers can be at inference"
             reject("model", f"{layer.name}, a {type(layer).__name__}", expected)
@@ -73,6 +73,7 @@ def body(model: keras.Model) -> keras.Model:
     return copy
 
 
-def _base(layer: Layer) -> Any:
-    """Keras's class of a layer that drops at inference too."""
-    return next(x for x in type(layer).__mro__ if not issubclass(x, AlwaysOn))
+def _off(layer: Any) -> Layer:
+    """Keras's layer in place of one that drops at inference too."""
+    base: Any = next(x for x in type(layer).__mro__ if not issubclass(x, AlwaysOn))
+    return base.from_config(layer.get_config())

@@ -125,10 +125,8 @@ class LastLayerLaplace:
         self.noise_std_ = None
         if self.task == "regression":
             self.noise_std_ = self._noise(outputs, y)
-            scale = 1 / self.noise_std_**2
-            self._curvature: Any = _Independent(
-                features, np.broadcast_to(scale, outputs.shape)
-            )
+            scale = np.broadcast_to(1 / self.noise_std_**2, outputs.shape)
+            self._curvature: Any = _Independent(features, scale)
         elif self.task == "binary":
             p = sigmoid(outputs)
             self._curvature = _Independent(features, p * (1 - p))
@@ -167,7 +165,7 @@ class LastLayerLaplace:
             entropy = surprise(mean) + surprise(1 - mean)
         elif self.task == "classification":
             entropy = surprise(mean).sum(-1)
-        else:
+        elif self.noise_std_ is not None:
             noise = np.broadcast_to(self.noise_std_, mean.shape).copy()
         return MCPrediction(mean, std, entropy, None, None, 0, aleatoric_std=noise)
 
