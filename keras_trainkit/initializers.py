@@ -7,6 +7,7 @@ from keras import layers
 from keras_trainkit._checks import check_integer, check_positive, reject
 from keras_trainkit._model.graph import Call, Edge, Graph, check_graph, read
 from keras_trainkit._model.kernels import Kernel, kernels
+from keras_trainkit._model.select import paths
 from keras_trainkit._training.recording import inputs, leaves, outputs
 from keras_trainkit._training.state import weights_back_on_error
 from keras_trainkit.layers import WeightNormalization
@@ -64,7 +65,7 @@ def lsuv(
         seed: Integer seed of the orthonormal kernels.
 
     Returns:
-        The standard deviation of each layer's outputs afterwards, by the layer's name.
+        The standard deviation of each layer's outputs afterwards, by the layer's path.
 
     Raises:
         ValueError: If an argument is wrong, the model has no such layer, or a layer's
@@ -92,8 +93,9 @@ def lsuv(
         for layer, layer_seed in zip(chosen, seeds, strict=True):
             for kernel in kernels(layer):
                 kernel.variable.assign(_orthonormal(kernel, int(layer_seed)))
+        path = paths(model)
         return {
-            layer.name: _to_unit_variance(
+            path[layer]: _to_unit_variance(
                 model, batch, layer, tolerance, max_iterations
             )
             for layer in chosen
@@ -104,14 +106,14 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
     """Adapt each `kt.layers.WeightNormalization` to data, from the first to the last.
 
     Afterwards each unit's output, before the activation, has mean 0 and standard
-    deviation 1 on `batch`, as each layer gets what the adapted ones in front put out.
+    deviation 1 on `batch`. Each layer sees the outputs of the layers adapted before it.
 
     Args:
         model: A built model, nested ones included; it is changed in place.
         batch: Inputs of the model, some hundred rows of the training data.
 
     Returns:
-        The names of the layers that were adapted.
+        The paths of the layers that were adapted.
 
     Raises:
         ValueError: If the model has no such layer; or from `adapt`, and the model is
@@ -137,7 +139,8 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
     with weights_back_on_error(model):
         for layer in chosen:
             layer.adapt(inputs(model, batch, layer))
-    return [layer.name for layer in chosen]
+    path = paths(model)
+    return [path[layer] for layer in chosen]
 
 
 def fixup(model: keras.Model) -> dict[str, float]:

@@ -13,7 +13,7 @@ from keras_trainkit._checks import check_finite, check_positive, reject
 from keras_trainkit._keras import set_projection_option, sublayers
 from keras_trainkit._model.graph import is_graph
 from keras_trainkit._model.kernels import Kernel, inputs_of, kernels
-from keras_trainkit._model.select import chains
+from keras_trainkit._model.select import chains, path_of
 
 __all__ = ["Lp", "Orthogonality", "apply"]
 
@@ -226,7 +226,7 @@ def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
             continue
         outer = next(layer for layer in chain if not is_graph(layer))
         if outer is not chain[-1] and wanted not in _config(outer):
-            path = "/".join(layer.name for layer in chain[1:])
+            path = path_of(chain[1:])
             raise ValueError(
                 f"`{role}` must be one that the model's file keeps, but the config of "
                 f"{type(outer).__name__} {outer.name!r} does not have that of its "

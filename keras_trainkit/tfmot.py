@@ -151,7 +151,7 @@ def _import_tf_keras() -> Any:
 
 
 def _run_tf_keras(model, inputs: list, layers: dict, tf_keras) -> list:
-    """Run Keras 3 tensors through the layers that stand for those of a model."""
+    """Run Keras 3 tensors through the converted layers of a model."""
     tensors = {id(x): new for x, new in zip(model.inputs, inputs, strict=True)}
     by_depth = model._nodes_by_depth
     for node in (n for d in sorted(by_depth, reverse=True) for n in by_depth[d]):

@@ -31,6 +31,16 @@ def chains(model: Layer) -> Iterator[tuple[Layer, ...]]:
     yield from walk(model, ())
 
 
+def path_of(chain: Sequence[Layer]) -> str:
+    """The names of the layers around a layer and its own, with slashes."""
+    return "/".join(layer.name for layer in chain)
+
+
+def paths(model: Layer) -> dict[Layer, str]:
+    """The path of every layer inside a model."""
+    return {chain[-1]: path_of(chain) for chain in chains(model)}
+
+
 def kernels_in(model: Layer) -> Iterator[tuple[tuple[Layer, ...], Kernel]]:
     """Every kernel inside a model, with the layers around it."""
     for chain in chains(model):

@@ -8,6 +8,7 @@ import numpy as np
 from keras import layers as kinds
 
 from keras_trainkit._checks import check_built
+from keras_trainkit._model.select import paths
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.recording import leaves, outputs
 
@@ -30,10 +31,10 @@ class SelfNormalizationReport(Report):
     """Whether a network normalizes itself, layer by layer.
 
     Attributes:
-        names: Names of the layers, in the order of the pass.
+        names: Paths of the layers, in the order of the pass.
         means: Mean of each layer's outputs, `(layers,)`.
         stds: Standard deviation of each layer's outputs, `(layers,)`.
-        problems: What breaks a condition, by the layer's name; `"input"` stands for the
+        problems: What breaks a condition, by the layer's path, or `"input"` for the
             data.
     """
 
@@ -91,16 +92,16 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
     flat = [np.asarray(part) for part in keras.tree.flatten(x)]
     if why := standardization_problem(flat[0]):
         problems["input"] = why
-    order = list(used)
+    order, path = list(used), paths(model)
     dense = [layer for layer in order if isinstance(layer, kinds.Dense)]
     for place, layer in enumerate(order):
         why = layer_problem(layer)
         if why is None and layer in dense[:-1]:
             why = _initializer_problem(layer) or _activation_problem(order[place:])
         if why:
-            problems[layer.name] = why
+            problems[path[layer]] = why
     return SelfNormalizationReport(
-        names=tuple(layer.name for layer in order),
+        names=tuple(path[layer] for layer in order),
         means=np.array([array.mean() for array in used.values()]),
         stds=np.array([array.std() for array in used.values()]),
         problems=problems,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keras_trainkit._checks import check_integer, check_numbers, reject
+from keras_trainkit._table import Report, Table
 
 # Decades of the learning rate over which the smoothing's weights fall to 1 / e.
 _SMOOTHING = 0.1
@@ -30,7 +31,7 @@ DIVERGES = "diverges at min_lr: lower it"
 
 
 @dataclass(frozen=True, repr=False)
-class LRFinderResult:
+class LRFinderResult(Report):
     """A learning-rate range test.
 
     Attributes:
@@ -83,7 +84,12 @@ class LRFinderResult:
             f"{first})"
         )
 
-    __repr__ = summary
+    def _table(self) -> Table:
+        rates = sorted(self.suggestions.items(), key=lambda item: item[1])
+        return Table(["rule", "rate"], [[name, f"{rate:.3g}"] for name, rate in rates])
+
+    def _notes(self) -> list[str]:
+        return [self.summary()]
 
 
 def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:

@@ -60,7 +60,7 @@ Pattern = NofM | Blocks
 
 
 def parse_pattern(pattern: str | None, pooling: str = "avg") -> Pattern:
-    """The pattern that `"2:4"`, `"4x1"` or None stands for.
+    """Parse a pattern such as `"2:4"` or `"4x1"`; None is no pattern.
 
     Args:
         pattern: The pattern.

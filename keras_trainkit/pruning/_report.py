@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_trainkit._checks import check_built
 from keras_trainkit._model.kernels import Kernel, own_kernels, without_kernels
-from keras_trainkit._model.select import chains, kernels_in
+from keras_trainkit._model.select import chains, kernels_in, path_of
 from keras_trainkit._table import Report, Table
 from keras_trainkit.pruning._masks import Pattern, keeps_to, parse_pattern
 
@@ -101,7 +101,7 @@ def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityR
         raw_bytes=len(raw),
         gzip_bytes=_gzip_bytes(raw),
         skipped={
-            "/".join(layer.name for layer in chain): reason
+            path_of(chain): reason
             for chain in chains(model)
             if (reason := without_kernels(chain[-1]))
             and not any(True for _ in own_kernels(chain[-1]))

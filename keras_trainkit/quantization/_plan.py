@@ -159,7 +159,7 @@ def _merges_into_next(call: Call | None, plan: Plan) -> bool:
 
 
 def _ends_linear(call: Call) -> bool:
-    """Whether nothing that has a range stands at the end of a layer."""
+    """Whether a layer ends without an activation that needs a range of its own."""
     activation = _kinds.activation_of(call.layer)
     if activation in _kinds.FUSED:
         return True

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_trainkit._checks import reject
-from keras_trainkit._model.select import Selector
+from keras_trainkit._model.select import Selector, path_of
 from keras_trainkit._training.optimizer import core_optimizer, follow_trainable
 from keras_trainkit._training.trainable import (
     Chain,
@@ -107,4 +107,4 @@ def _set(model: keras.Model, chosen: list[Chain], value: bool) -> list[str]:
     set_trainable(model, chosen, value)
     if model.compiled:
         follow_trainable(model)
-    return ["/".join(layer.name for layer in chain) for chain in chosen]
+    return [path_of(chain) for chain in chosen]

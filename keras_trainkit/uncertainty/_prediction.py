@@ -1,15 +1,17 @@
 """What the samples of a model say."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from keras_trainkit._checks import check_in_range
+from keras_trainkit._table import Report, Table
 
 
 @dataclass(frozen=True, repr=False)
-class MCPrediction:
+class MCPrediction(Report):
     """What the samples say, for each input.
 
     What does not apply to the task is None.
@@ -90,22 +92,29 @@ class MCPrediction:
 
     def summary(self) -> str:
         """The shapes and the mean uncertainties in one line."""
+        means = ", ".join(f"{name} {value}" for name, value in self._means())
+        return f"MCPrediction({self._count()}; in the mean, {means})"
+
+    def _count(self) -> str:
         count = str(self.num_samples)
         if not isinstance(self.num_samples, int):
             count = f"{self.num_samples.min()} to {self.num_samples.max()}"
-        parts = [f"{count} samples of {len(self.mean)} rows; in the mean, "]
-        if self.predictive_entropy is None or self.mutual_information is None:
-            parts.append(f"epistemic std {self.std.mean():.3g}")
-        else:
-            parts.append(
-                f"predictive entropy {self.predictive_entropy.mean():.3g} nats, "
-                f"mutual information {self.mutual_information.mean():.3g} nats"
-            )
-        if self.aleatoric_std is not None:
-            parts.append(f", aleatoric std {self.aleatoric_std.mean():.3g}")
-        return f"MCPrediction({''.join(parts)})"
+        return f"{count} samples of {len(self.mean)} rows"
 
-    __repr__ = summary
+    def _means(self) -> Iterator[tuple[str, str]]:
+        if self.predictive_entropy is None or self.mutual_information is None:
+            yield "epistemic std", f"{self.std.mean():.3g}"
+        else:
+            yield "predictive entropy", f"{self.predictive_entropy.mean():.3g} nats"
+            yield "mutual information", f"{self.mutual_information.mean():.3g} nats"
+        if self.aleatoric_std is not None:
+            yield "aleatoric std", f"{self.aleatoric_std.mean():.3g}"
+
+    def _table(self) -> Table:
+        return Table(["uncertainty", "mean"], list(self._means()))
+
+    def _notes(self) -> list[str]:
+        return [self._count()]
 
 
 def prediction_of(
