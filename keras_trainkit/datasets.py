@@ -56,6 +56,12 @@ class Dataset:
         mean: What `standardize` subtracted, in the `[0, 1]` range of the pixels; 0
             where it did nothing.
         std: What `standardize` divided by; 1 where it did nothing.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> digits = kt.datasets.load("digits")
+        >>> digits.x_train.shape[1:], len(digits.class_names)
+        ((8, 8, 1), 10)
     """
 
     name: str

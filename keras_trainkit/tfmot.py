@@ -117,6 +117,12 @@ def from_tf_keras(model: Any) -> keras.Model:
         ValueError: If a layer, which is named, has no counterpart.
         RuntimeError: If the outputs of the two for random inputs differ by more than
             rounding.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> old = kt.tfmot.to_tf_keras(model)  # doctest: +SKIP
+        >>> pruned = tfmot.sparsity.keras.strip_pruning(old)  # doctest: +SKIP
+        >>> model = kt.tfmot.from_tf_keras(pruned)  # doctest: +SKIP
     """
     tf_keras = _import_tf_keras()
     if not isinstance(model, tf_keras.Model) or not hasattr(model, "_nodes_by_depth"):

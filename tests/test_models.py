@@ -132,6 +132,14 @@ def test_bad_arguments(kwargs, message):
         kt.models.build_mlp(**{"input_shape": (6,), "num_classes": 3, **kwargs})
 
 
+def test_self_normalizing_is_no_matter_of_the_name():
+    own = PRESETS["self_normalizing"].override(name="mine")
+    assert own.self_normalizing
+    with pytest.raises(ValueError, match="activation='elu'"):
+        own.override(activation="elu")
+    assert not PRESETS["default"].override(name="self_normalizing").self_normalizing
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -4,12 +4,14 @@ import doctest
 import inspect
 import pkgutil
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import keras
 import pytest
 
 import keras_trainkit as kt
+from keras_trainkit._table import Report
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -66,6 +68,7 @@ def test_public_name_is_documented(path):
     value = PUBLIC[path]
     documented = inspect.getdoc(value)
     assert documented
+    assert "Examples:" in documented or path == "kt.cli.main"
     if inspect.isclass(value):
         for name, method in own_methods(value):
             assert name in KERAS_METHODS or inspect.getdoc(method), name
@@ -75,6 +78,16 @@ def test_public_name_is_documented(path):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         assert f"{name}:" in documented, name
+
+
+def test_every_result_reads_the_same_way():
+    results = [
+        value
+        for value in PUBLIC.values()
+        if is_dataclass(value) and inspect.isfunction(getattr(value, "summary", None))
+    ]
+    assert len(results) > 9
+    assert all(issubclass(result, Report) for result in results)
 
 
 TOPICS = {n: m for n, m in vars(kt).items() if inspect.ismodule(m) and n[0] != "_"}

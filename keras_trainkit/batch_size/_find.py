@@ -36,6 +36,11 @@ class BatchSizeResult(Report):
         rate_rule: `"linear"` or `"square root"`: how the learning rate goes with the
             batch size for the model's optimizer.
         memory_limit: Whether a larger size was tried that memory did not hold.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> found = kt.find_batch_size(model, x_train, y_train)  # doctest: +SKIP
+        >>> print(found.summary())  # doctest: +SKIP
     """
 
     noise: GradientNoise

@@ -27,6 +27,16 @@ class GradientNoise:
         variance: The trace of the covariance of a single row's gradient.
         squared_norm: The squared length of the true gradient.
         rows: How many rows were used.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> model = kt.models.PRESETS["default"].compile(model)
+        >>> y = (x[:, 0] > 0).astype(int)
+        >>> noise = kt.batch_size.gradient_noise_scale(model, x, y, small_batch=2)
+        >>> noise.rows, noise.variance > 0
+        (64, True)
     """
 
     noise_scale: float

@@ -75,6 +75,18 @@ class ExponentialSchedule(_EpochSchedule):
         initial: The learning rate at first.
         epochs: Epochs in which it falls to a tenth.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", loss="mse")
+        >>> x = np.ones((64, 2), "float32")
+        >>> history = model.fit(
+        ...     x, x[:, :1], batch_size=16, epochs=2, verbose=0,
+        ...     callbacks=[kt.callbacks.ExponentialSchedule(0.1, epochs=2)],
+        ... )
+        >>> [round(rate, 3) for rate in history.history["learning_rate"]]
+        [0.042, 0.013]
+
     Reference:
         A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.
     """
@@ -98,6 +110,18 @@ class PowerSchedule(_EpochSchedule):
         initial: The learning rate at first.
         epochs: Epochs until `1 / 2 ** power` of it is left.
         power: The exponent.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile("sgd", loss="mse")
+        >>> x = np.ones((64, 2), "float32")
+        >>> history = model.fit(
+        ...     x, x[:, :1], batch_size=16, epochs=2, verbose=0,
+        ...     callbacks=[kt.callbacks.PowerSchedule(0.1, epochs=2)],
+        ... )
+        >>> [round(rate, 3) for rate in history.history["learning_rate"]]
+        [0.073, 0.053]
 
     Reference:
         A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.

@@ -20,6 +20,11 @@ class Candidate:
         latency: Median seconds of a pass of one row, or what the user's own function
             says; None where it was not asked for.
         metric: The metric on the part of the training data that the choice looks at.
+
+    Examples:
+        >>> smallest = min(result.front, key=lambda one: one.bytes)  # doctest: +SKIP
+        >>> smallest.name, smallest.bytes, smallest.metric  # doctest: +SKIP
+        ('int8, step 4', 24_816, 0.902)
     """
 
     name: str
@@ -43,6 +48,16 @@ class CompressResult(Report):
         verdict: The metric of the file on the validation data, which were not used to
             choose, and that of the original model.
         goal: What was asked for, in words.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> result = kt.compress(
+        ...     model, x_train, y_train, validation_data=(x_val, y_val),
+        ...     max_bytes=100_000, path="model.tflite",
+        ... )  # doctest: +SKIP
+        >>> print(result.summary())  # doctest: +SKIP
+        >>> result.reached, result.path  # doctest: +SKIP
+        (True, PosixPath('model.tflite'))
     """
 
     path: Path | None

@@ -72,6 +72,16 @@ class Finding:
         where: The layer, the column, or the argument.
         evidence: The figures that show it.
         remedy: What to do, with code to paste.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> model = kt.models.PRESETS["default"].compile(model)
+        >>> found = kt.diagnostics.check_up(model, 1e4 * x, (x[:, 0] > 0).astype(int))
+        >>> finding = found.findings[0]
+        >>> finding.kind, finding.severity in ("error", "warning", "hint")
+        ('unscaled_inputs', True)
     """
 
     kind: str
@@ -96,6 +106,13 @@ class CheckUp(Report):
             the output, 2 for one batch, 3 for some steps. A round with an error is the
             last, since what later ones find would follow from it.
         seconds: How long it took.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> found = kt.diagnostics.check_up(model, x_train, y_train)  # doctest: +SKIP
+        >>> print(found.summary())  # doctest: +SKIP
+        >>> for finding in found.findings:  # doctest: +SKIP
+        ...     print(finding.remedy)
     """
 
     findings: tuple[Finding, ...]

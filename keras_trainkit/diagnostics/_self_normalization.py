@@ -36,6 +36,14 @@ class SelfNormalizationReport(Report):
         stds: Standard deviation of each layer's outputs, `(layers,)`.
         problems: What breaks a condition, by the layer's path, or `"input"` for the
             data.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> report = kt.diagnostics.self_normalization(model, x)
+        >>> report.holds
+        False
     """
 
     names: tuple[str, ...]

@@ -52,6 +52,14 @@ class LayerSignal:
         update_ratio: Norm of the change of the layer's weights in one step of the
             optimizer over the norm of the weights; None as for `gradient_norm`. Around
             0.001 is usual.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> first = kt.diagnostics.signal_report(model, x).layers[0]
+        >>> first.dead
+        0.0
     """
 
     name: str
@@ -71,6 +79,14 @@ class SignalReport(Report):
     Attributes:
         layers: A `LayerSignal` for each layer.
         problems: What is wrong, a sentence each; empty if nothing is.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> report = kt.diagnostics.signal_report(model, x)
+        >>> len(report.layers) > 0
+        True
     """
 
     layers: tuple[LayerSignal, ...]

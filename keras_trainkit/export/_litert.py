@@ -92,6 +92,17 @@ def to_litert(
         ImportError: If ai-edge-litert is not installed.
         RuntimeError: If the conversion failed, or the file gives something else than
             the model; nothing is written.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3)
+        >>> kt.export.to_litert(model, "model.tflite")  # doctest: +SKIP
+        PosixPath('model.tflite')
+        >>> kt.export.to_litert(
+        ...     model, "model_int8.tflite", quantization="int8",
+        ...     representative_data=x_train[:200],
+        ... )  # doctest: +SKIP
+        PosixPath('model_int8.tflite')
     """
     check_choice("quantization", quantization, _QUANTIZATIONS)
     check_choice("io_dtype", io_dtype, ("float32", "int8"))
@@ -243,6 +254,10 @@ def predict_litert(path: str | os.PathLike, x: Any) -> Any:
 
     Raises:
         ValueError: If the inputs do not fit.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> outputs = kt.export.predict_litert("model.tflite", x_test)  # doctest: +SKIP
     """
     found = LiteRTRunner(path)(x)
     return found[0] if len(found) == 1 else found
@@ -257,6 +272,12 @@ def load_litert(path: str | os.PathLike, batch_size: int = 1):
 
     Returns:
         An `ai_edge_litert.interpreter.Interpreter` with its tensors allocated.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> interpreter = kt.export.load_litert("model.tflite")  # doctest: +SKIP
+        >>> interpreter.get_input_details()[0]["shape"]  # doctest: +SKIP
+        array([ 1, 20], dtype=int32)
     """
     runner = LiteRTRunner(path)
     runner.resize(

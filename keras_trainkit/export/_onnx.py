@@ -53,6 +53,12 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
             not have.
         RuntimeError: If the conversion failed, or the file gives something else;
             nothing is written.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3)
+        >>> kt.export.to_onnx(model, "model.onnx")  # doctest: +SKIP
+        PosixPath('model.onnx')
     """
     _graph.check_graph(model)
     input_specs(model)  # Raises for strings.

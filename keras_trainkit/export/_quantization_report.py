@@ -36,6 +36,12 @@ class LayerCost:
             largest output.
         accuracy: Fraction of the rows whose class is right; None without classes.
         nll: Mean negative log likelihood in nats; None without probabilities.
+
+    Examples:
+        >>> report = kt.export.quantization_report(
+        ...     model, x_val, y_val
+        ... )  # doctest: +SKIP
+        >>> worst = report.layers[0]  # doctest: +SKIP
     """
 
     name: str
@@ -54,6 +60,13 @@ class QuantizationReport(Report):
         layers: One entry for each layer that has kernels, in the model's order.
         accuracy: That of the float model; None without classes.
         nll: That of the float model; None without probabilities.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> report = kt.export.quantization_report(
+        ...     model, x_val, y_val
+        ... )  # doctest: +SKIP
+        >>> print(report.summary())  # doctest: +SKIP
     """
 
     layers: tuple[LayerCost, ...]

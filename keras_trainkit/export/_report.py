@@ -94,6 +94,13 @@ class DeploymentReport(Report):
     Attributes:
         variants: One entry for each, in the order given.
         environment: Machine, versions, threads, repetitions and rows.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> report = kt.export.deployment_report(
+        ...     {"float32": "model.tflite", "int8": "model_int8.tflite"}, x_test, y_test
+        ... )  # doctest: +SKIP
+        >>> print(report.summary())  # doctest: +SKIP
     """
 
     variants: tuple[Variant, ...]

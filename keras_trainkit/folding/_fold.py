@@ -28,6 +28,17 @@ class FoldResult(Report):
         max_error: Largest difference of the outputs on random inputs, relative to the
             largest output. NaN if they could not be compared: the model is random at
             inference, or takes no random inputs and `x` was not given.
+
+    Examples:
+        >>> import keras, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((8, 8, 3)),
+        ...     keras.layers.Conv2D(4, 3),
+        ...     keras.layers.BatchNormalization(name="norm"),
+        ... ])
+        >>> result = kt.folding.fold_batch_norm(model)
+        >>> result.folded, result.kept
+        (('norm',), {})
     """
 
     model: keras.Model

@@ -66,6 +66,14 @@ class MCAlphaDropout(_Dropping, keras.layers.AlphaDropout):
         inputs: Input tensor of any rank.
         training: Ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> layer = kt.layers.MCAlphaDropout(0.1, seed=0)
+        >>> x = np.random.default_rng(0).normal(size=(1, 10000)).astype("float32")
+        >>> y = keras.ops.convert_to_numpy(layer(x, training=False))
+        >>> abs(float(y.mean())) < 0.1, abs(float(y.std()) - 1) < 0.1
+        (True, True)
+
     Reference:
         G. Klambauer et al., Self-Normalizing Neural Networks (2017), arXiv:1706.02515.
     """
@@ -84,6 +92,13 @@ class MCGaussianDropout(_Dropping, keras.layers.GaussianDropout):
         inputs: Input tensor of any rank.
         training: Ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> layer = kt.layers.MCGaussianDropout(0.5, seed=0)
+        >>> y = keras.ops.convert_to_numpy(layer(np.ones((1, 10000), "float32")))
+        >>> abs(float(y.mean()) - 1) < 0.1, abs(float(y.std()) - 1) < 0.1
+        (True, True)
+
     Reference:
         N. Srivastava et al., Dropout (2014), section 10.
     """
@@ -101,6 +116,14 @@ class MCSpatialDropout1D(_Dropping, keras.layers.SpatialDropout1D):
     Call arguments:
         inputs: Tensor of shape `(batch, steps, channels)`.
         training: Ignored.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> layer = kt.layers.MCSpatialDropout1D(0.5, seed=0)
+        >>> y = layer(np.ones((1, 4, 100), "float32"), training=False)
+        >>> channels = keras.ops.convert_to_numpy(y).reshape(-1, 100)
+        >>> bool((channels == channels[0]).all()), np.unique(channels).tolist()
+        (True, [0.0, 2.0])
 
     Reference:
         J. Tompson et al., Efficient Object Localization Using Convolutional Networks
@@ -122,6 +145,14 @@ class MCSpatialDropout2D(_Dropping, keras.layers.SpatialDropout2D):
         inputs: Tensor of rank 4.
         training: Ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> layer = kt.layers.MCSpatialDropout2D(0.5, seed=0)
+        >>> y = layer(np.ones((1, 4, 4, 100), "float32"), training=False)
+        >>> channels = keras.ops.convert_to_numpy(y).reshape(-1, 100)
+        >>> bool((channels == channels[0]).all()), np.unique(channels).tolist()
+        (True, [0.0, 2.0])
+
     Reference:
         J. Tompson et al., Efficient Object Localization Using Convolutional Networks
         (2014), arXiv:1411.4280.
@@ -141,6 +172,14 @@ class MCSpatialDropout3D(_Dropping, keras.layers.SpatialDropout3D):
     Call arguments:
         inputs: Tensor of rank 5.
         training: Ignored.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> layer = kt.layers.MCSpatialDropout3D(0.5, seed=0)
+        >>> y = layer(np.ones((1, 4, 4, 4, 100), "float32"), training=False)
+        >>> channels = keras.ops.convert_to_numpy(y).reshape(-1, 100)
+        >>> bool((channels == channels[0]).all()), np.unique(channels).tolist()
+        (True, [0.0, 2.0])
 
     Reference:
         J. Tompson et al., Efficient Object Localization Using Convolutional Networks

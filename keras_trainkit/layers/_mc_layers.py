@@ -26,6 +26,16 @@ class MCSimpleRNN(AlwaysOn, keras.layers.SimpleRNN):
     Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
     Arguments and call arguments are those of that layer; `training` is ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((5, 3))
+        >>> x = kt.layers.MCSimpleRNN(4, dropout=0.5, seed=0)(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Dense(1)(x))
+        >>> row = np.ones((1, 5, 3), "float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
+
     Reference:
         Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
         Recurrent Neural Networks (2016), arXiv:1512.05287.
@@ -40,6 +50,16 @@ class MCLSTM(AlwaysOn, keras.layers.LSTM):
 
     Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
     Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((5, 3))
+        >>> x = kt.layers.MCLSTM(4, dropout=0.5, seed=0)(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Dense(1)(x))
+        >>> row = np.ones((1, 5, 3), "float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
 
     Reference:
         Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
@@ -56,6 +76,16 @@ class MCGRU(AlwaysOn, keras.layers.GRU):
     Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
     Arguments and call arguments are those of that layer; `training` is ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((5, 3))
+        >>> x = kt.layers.MCGRU(4, dropout=0.5, seed=0)(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Dense(1)(x))
+        >>> row = np.ones((1, 5, 3), "float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
+
     Reference:
         Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
         Recurrent Neural Networks (2016), arXiv:1512.05287.
@@ -70,6 +100,16 @@ class MCConvLSTM1D(AlwaysOn, keras.layers.ConvLSTM1D):
 
     Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
     Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((2, 4, 1))
+        >>> x = kt.layers.MCConvLSTM1D(2, 3, dropout=0.5, seed=0)(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Flatten()(x))
+        >>> row = np.ones((1, 2, 4, 1), "float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
 
     Reference:
         Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
@@ -86,6 +126,16 @@ class MCConvLSTM2D(AlwaysOn, keras.layers.ConvLSTM2D):
     Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
     Arguments and call arguments are those of that layer; `training` is ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((2, 4, 4, 1))
+        >>> x = kt.layers.MCConvLSTM2D(2, 3, dropout=0.5, seed=0)(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Flatten()(x))
+        >>> row = np.ones((1, 2, 4, 4, 1), "float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
+
     Reference:
         Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
         Recurrent Neural Networks (2016), arXiv:1512.05287.
@@ -101,6 +151,16 @@ class MCConvLSTM3D(AlwaysOn, keras.layers.ConvLSTM3D):
     Its `dropout` and `recurrent_dropout` use one mask for all steps of a sequence.
     Arguments and call arguments are those of that layer; `training` is ignored.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((2, 4, 4, 4, 1))
+        >>> x = kt.layers.MCConvLSTM3D(2, 3, dropout=0.5, seed=0)(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Flatten()(x))
+        >>> row = np.ones((1, 2, 4, 4, 4, 1), "float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
+
     Reference:
         Y. Gal and Z. Ghahramani, A Theoretically Grounded Application of Dropout in
         Recurrent Neural Networks (2016), arXiv:1512.05287.
@@ -114,6 +174,17 @@ class MCMultiHeadAttention(AlwaysOn, keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` that drops at inference too.
 
     Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> inputs = keras.Input((5, 8))
+        >>> attention = kt.layers.MCMultiHeadAttention(2, 4, dropout=0.5, seed=0)
+        >>> x = attention(inputs, inputs)
+        >>> model = keras.Model(inputs, keras.layers.Flatten()(x))
+        >>> row = np.random.default_rng(0).normal(size=(1, 5, 8)).astype("float32")
+        >>> one, other = (model.predict(row, verbose=0) for _ in range(2))
+        >>> bool((one != other).any())
+        True
 
     Reference:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),

@@ -56,6 +56,13 @@ class LRFinderResult(Report):
             None.
         confirmed: With `kt.find_lr(..., confirm=k)`, the loss at the end of the longest
             short training at each rate, by rate; infinite where it diverged.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> lrs = np.logspace(-6, 0, 60)
+        >>> found = kt.lr_finder.analyse(lrs, 2 / (1 + lrs / 1e-3) + 50 * lrs)
+        >>> found.verdict, 1e-4 < found.suggestion < 1e-1
+        ('clear', True)
     """
 
     lrs: np.ndarray

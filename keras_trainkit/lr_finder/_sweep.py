@@ -27,6 +27,10 @@ class LRSweepResult(Report):
         rates: The learning rates, `(rates,)`.
         curves: What `fit` logs, by name (`"loss"`, `"val_loss"`, ...), each an array of
             shape `(rates, epochs)`; NaN after a training that diverged or stopped.
+
+    Examples:
+        >>> sweep = kt.lr_finder.lr_sweep(build, [1e-3, 1e-2], x, y)  # doctest: +SKIP
+        >>> print(sweep.summary())  # doctest: +SKIP
     """
 
     rates: np.ndarray

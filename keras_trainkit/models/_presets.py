@@ -45,6 +45,15 @@ class Preset:
         learning_rate: The rate to start from before `kt.find_lr` has found a better.
         patience: Epochs without a better validation loss after which training stops;
             the best weights are kept in any case.
+        self_normalizing: Whether activations must keep mean 0 and variance 1 by
+            themselves; what breaks this is then refused.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> preset = kt.models.PRESETS["self_normalizing"]
+        >>> model = kt.models.build_mlp((20,), 3, preset=preset.name)
+        >>> model = preset.compile(model)
+        >>> callbacks = preset.callbacks(max_lr=0.05)
     """
 
     name: str
@@ -60,6 +69,7 @@ class Preset:
     optimizer: str = "sgd"
     learning_rate: float = 0.01
     patience: int = 20
+    self_normalizing: bool = False
 
     DEEP = 4
     """Number of hidden layers from which a network counts as deep."""
@@ -75,11 +85,6 @@ class Preset:
         check_integer("patience", self.patience, minimum=1)
         if self.self_normalizing:
             self._check_self_normalizing()
-
-    @property
-    def self_normalizing(self) -> bool:
-        """Whether activations must keep mean 0 and variance 1 by themselves."""
-        return self.name == "self_normalizing"
 
     def override(self, **overrides: Any) -> "Preset":
         """The same preset with some attributes changed."""
@@ -193,6 +198,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="self_normalizing",
+            self_normalizing=True,
             summary="LeCun + SELU, no normalization, AlphaDropout if needed",
             activation="selu",
             kernel_initializer="lecun_normal",

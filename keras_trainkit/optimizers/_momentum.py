@@ -211,6 +211,13 @@ class AdamW(ScheduledBeta, backend_class(keras.optimizers.AdamW)):  # type: igno
         beta_1: A float or a `LearningRateSchedule` of the batches seen.
         **kwargs: As in `keras.optimizers.AdamW`.
 
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> momentum = kt.schedules.OneCycleMomentum(1000)
+        >>> optimizer = kt.optimizers.AdamW(
+        ...     kt.schedules.OneCycle(1e-3, 1000), weight_decay=0.01, beta_1=momentum
+        ... )
+
     Reference:
         I. Loshchilov and F. Hutter, Decoupled Weight Decay Regularization (2017),
         arXiv:1711.05101.
@@ -225,6 +232,12 @@ class Nadam(ScheduledBeta, backend_class(keras.optimizers.Nadam)):  # type: igno
         learning_rate: A float or a `LearningRateSchedule`.
         beta_1: A float or a `LearningRateSchedule` of the batches seen.
         **kwargs: As in `keras.optimizers.Nadam`.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> momentum = kt.schedules.OneCycleMomentum(1000)
+        >>> rate = kt.schedules.OneCycle(1e-3, 1000)
+        >>> optimizer = kt.optimizers.Nadam(rate, beta_1=momentum)
 
     Reference:
         T. Dozat, Incorporating Nesterov Momentum into Adam (2016).

@@ -35,6 +35,13 @@ def lr_finder(
 
     Returns:
         The Axes.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> lrs = np.logspace(-6, 0, 60)
+        >>> losses = 2 / (1 + (lrs / 1e-3)) + 50 * lrs
+        >>> ax = kt.plots.lr_finder(kt.lr_finder.analyse(lrs, losses))
+        >>> ax.figure.savefig("range_test.png")  # doctest: +SKIP
     """
     if ax is None:
         from matplotlib import pyplot
@@ -118,6 +125,16 @@ def compare_learning_rates(
 
     Raises:
         ValueError: If there is no curve of that name.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> def build():
+        ...     model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        ...     return kt.models.PRESETS["default"].compile(model)
+        >>> y = (x[:, 0] > 0).astype(int)
+        >>> sweep = kt.lr_finder.lr_sweep(build, [1e-3, 1e-2], x, y, progress=False)
+        >>> ax = kt.plots.compare_learning_rates(sweep)
     """
     from matplotlib import colormaps, pyplot, ticker
 

@@ -93,6 +93,13 @@ def top_losses(
 
     Raises:
         ValueError: If the arrays do not match.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> rng = np.random.default_rng(0)
+        >>> images, p = rng.random((20, 8, 8, 1)), rng.dirichlet([1, 1, 1], size=20)
+        >>> y = rng.integers(3, size=20)
+        >>> axes = kt.plots.top_losses(images, p, y, ["a", "b", "c"], count=4)
     """
     check_integer("count", count, minimum=1)
     p, labels = np.asarray(probabilities), _labels("y_true", y_true)

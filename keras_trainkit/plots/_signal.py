@@ -16,6 +16,14 @@ def signal(report: SignalReport, axes: Any = None) -> Any:
 
     Returns:
         The Axes, an array of 3.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.random.default_rng(0).normal(size=(64, 4)).astype("float32")
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> axes = kt.plots.signal(kt.diagnostics.signal_report(model, x))
+        >>> len(axes)
+        3
     """
     from matplotlib import pyplot
 

@@ -107,6 +107,13 @@ def learning_curves(
 
     Raises:
         ValueError: If the history has no such metric.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> history = {"loss": [0.9, 0.5, 0.3], "val_loss": [0.9, 0.6, 0.5]}
+        >>> ax = kt.plots.learning_curves(history)
+        >>> [line.get_label() for line in ax.get_lines()]
+        ['training', 'validation']
     """
     curves = _curves(history, metric)
     ax = ax or _new_axes()
@@ -193,6 +200,16 @@ def variants(
 
     Returns:
         The Axes, one for each measure.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> sizes = {
+        ...     "float32": {"kB": 528, "accuracy": 0.91},
+        ...     "int8": {"kB": 134, "accuracy": 0.90},
+        ... }
+        >>> axes = kt.plots.variants(sizes)
+        >>> len(axes)
+        2
     """
     measures = list(next(iter(table.values())))
     if axes is None:
@@ -222,6 +239,12 @@ def front(result: Any, ax: "Axes | None" = None) -> "Axes":
 
     Returns:
         The Axes.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> result = kt.compress(model, x, y, validation_data=(x_val, y_val),
+        ...                      max_bytes=100_000)  # doctest: +SKIP
+        >>> ax = kt.plots.front(result)  # doctest: +SKIP
     """
     ax = ax or _new_axes()
     kilobytes = [one.bytes / 1e3 for one in result.front]

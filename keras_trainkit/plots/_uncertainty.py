@@ -31,6 +31,14 @@ def uncertain_images(
 
     Returns:
         The Axes, two for each image: `(2 * rows, columns)`.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> rng = np.random.default_rng(0)
+        >>> images, p = rng.random((4, 8, 8, 1)), rng.dirichlet([1, 1, 1], size=4)
+        >>> axes = kt.plots.uncertain_images(images, p, [0, 1, 2, 0], ["a", "b", "c"])
+        >>> axes.shape
+        (2, 6)
     """
     from matplotlib import pyplot
 
@@ -73,6 +81,12 @@ def reliability(curve: Any, ax: Any = None) -> Any:
 
     Returns:
         The Axes.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> p = np.random.default_rng(0).dirichlet([1, 1, 1], size=200)
+        >>> curve = kt.uncertainty.reliability_curve(p.argmax(-1), p)
+        >>> ax = kt.plots.reliability(curve)
     """
     from matplotlib import pyplot
 
@@ -112,6 +126,15 @@ def regression_band(
 
     Returns:
         The Axes.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((1,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)
+        ... ])
+        >>> x = np.linspace(-1, 1, 20, dtype="float32")[:, None]
+        >>> mc = kt.uncertainty.mc_predict(model, x, 20, seed=0)
+        >>> ax = kt.plots.regression_band(x[:, 0], mc)
     """
     from matplotlib import pyplot
 
@@ -165,6 +188,11 @@ def intervals(
 
     Returns:
         The Axes.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.linspace(0, 1, 50)
+        >>> ax = kt.plots.intervals(x, x - 0.1, x + 0.1, y=x)
     """
     from matplotlib import pyplot
 
@@ -208,6 +236,14 @@ def set_sizes(sets: np.ndarray, y: np.ndarray | None = None, ax: Any = None) -> 
 
     Returns:
         The Axes.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> p = np.random.default_rng(0).dirichlet([1, 1, 1], size=200)
+        >>> y = p.argmax(-1)
+        >>> conformal = kt.uncertainty.ConformalClassifier()
+        >>> conformal = conformal.fit(p[:100], y[:100])
+        >>> ax = kt.plots.set_sizes(conformal.predict(p[100:]), y[100:])
     """
     from matplotlib import pyplot
 

@@ -61,6 +61,15 @@ class ShrinkResult(Report):
         channels: The channels that each layer keeps, as indices into the original's, by
             the layer's path (heads, for attention).
         kept: The layers that could not be cut, by path, and the reason.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3, hidden_units=(64, 32))
+        >>> result = kt.pruning.prune_channels(model, 0.5)
+        >>> result.before.parameters > 2 * result.after.parameters
+        True
+        >>> sorted(len(indices) for indices in result.channels.values())
+        [3, 16, 32]
     """
 
     model: keras.Model

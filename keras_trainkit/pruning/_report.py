@@ -48,6 +48,14 @@ class SparsityReport(Report):
         raw_bytes: Size of all weights.
         gzip_bytes: Size of all weights after gzip.
         skipped: The layers whose kernel is not listed, by path, and why.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((4,), 2, hidden_units=(8,))
+        >>> pruned = kt.pruning.prune_once(model, 0.5)
+        >>> report = kt.pruning.sparsity_report(pruned)
+        >>> [round(layer.sparsity, 2) for layer in report.layers]
+        [0.5, 0.5]
     """
 
     layers: tuple[LayerSparsity, ...]
@@ -87,6 +95,14 @@ def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityR
 
     Raises:
         ValueError: If the pattern is none.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+        >>> model.set_weights([np.array([[1, 0]] * 4), np.zeros(2)])
+        >>> report = kt.pruning.sparsity_report(model)
+        >>> report.parameters, report.nonzeros
+        (10, 4)
     """
     check_built(model)
     parsed = parse_pattern(pattern)

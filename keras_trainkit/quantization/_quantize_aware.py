@@ -120,6 +120,15 @@ def strip(model: keras.Model) -> keras.Model:
 
     Raises:
         ValueError: If the model has no quantized layers.
+
+    Examples:
+        >>> import keras, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((5,)), keras.layers.Dense(4, activation="relu")
+        ... ])
+        >>> plain = kt.quantization.strip(kt.quantization.quantize_aware(model))
+        >>> [type(layer).__name__ for layer in plain.layers]
+        ['Dense']
     """
     _check_quantized(model)
 
@@ -142,6 +151,16 @@ def kept_float(model: keras.Model) -> dict[str, str]:
 
     Raises:
         ValueError: If the model is neither Functional nor a built Sequential one.
+
+    Examples:
+        >>> import keras, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((5,)),
+        ...     keras.layers.Dense(4, activation="relu", name="dense"),
+        ...     keras.layers.Lambda(lambda x: x**2, name="square"),
+        ... ])
+        >>> sorted(kt.quantization.kept_float(model))
+        ['square']
     """
     check_graph(model)
     return kept_in(model) if quantized_layers(model) else make_plan(model).kept

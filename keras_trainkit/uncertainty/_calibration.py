@@ -231,6 +231,13 @@ class ReliabilityCurve:
         confidence: Mean confidence in each bin, `(bins,)`; NaN where empty.
         accuracy: Fraction of right rows in each bin, `(bins,)`; NaN where empty.
         count: Number of rows in each bin, `(bins,)`.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> p = np.random.default_rng(0).dirichlet([1, 1, 1], size=200)
+        >>> curve = kt.uncertainty.reliability_curve(p.argmax(-1), p)
+        >>> int(curve.count.sum())
+        200
     """
 
     confidence: np.ndarray

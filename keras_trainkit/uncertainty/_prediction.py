@@ -31,6 +31,18 @@ class MCPrediction(Report):
         samples: `(num_samples, rows, outputs)`, or None where they were not kept.
         aleatoric_std: Standard deviation of the noise in the data, `(rows, outputs)`,
             from a heteroscedastic head.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dropout(0.5),
+        ...     keras.layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> x = np.ones((5, 4), "float32")
+        >>> mc = kt.uncertainty.mc_predict(model, x, 20, seed=0)
+        >>> mc.mean.shape, mc.mutual_information.shape
+        ((5, 3), (5,))
+        >>> most_certain_first = np.argsort(mc.predictive_entropy)
     """
 
     mean: np.ndarray

@@ -36,6 +36,18 @@ def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
         ValueError: If the model has no dropout, is subclassed, or has it inside a layer
             that does not give it in its config.
 
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dropout(0.5),
+        ...     keras.layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> x = np.ones((5, 4), "float32")
+        >>> mc_model = kt.uncertainty.to_mc(model)
+        >>> samples = np.stack([mc_model.predict(x, verbose=0) for _ in range(10)])
+        >>> samples.shape, bool(samples.std(axis=0).max() > 0)
+        ((10, 5, 3), True)
+
     Reference:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
         arXiv:1506.02142.
