@@ -1,5 +1,6 @@
 """Calibration: metrics, scaling, rejection, for every kind of target."""
 
+import keras
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
@@ -7,7 +8,12 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 
 import keras_trainkit as kt
-from keras_trainkit.uncertainty import brier_score, expected_calibration_error, nll
+from keras_trainkit.uncertainty import (
+    TemperatureScaling,
+    brier_score,
+    expected_calibration_error,
+    nll,
+)
 
 
 def test_nll_and_brier_against_scikit_learn(rng):
@@ -296,3 +302,52 @@ def test_a_scaling_refuses_other_classes(predictions):
     scaling = kt.uncertainty.TemperatureScaling().fit(*predictions)
     with pytest.raises(ValueError, match=r"`logits` must be of 4 classes"):
         scaling.predict_proba(np.zeros((2, 3)))
+
+
+def _probabilities(model, x, activation):
+    outputs = model.predict(x, verbose=0)
+    return {"logits": outputs} if activation is None else {"probabilities": outputs}
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None, "layer"])
+def test_a_temperature_is_folded_into_the_last_layer(activation):
+    inputs = keras.Input((3,))
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8, "tanh")])
+    units = 1 if activation == "sigmoid" else 4
+    last = "linear" if activation == "layer" else activation
+    head = keras.layers.Dense(units, last, bias_initializer="normal")
+    outputs = head(keras.layers.Dropout(0.3)(inner(inputs)))
+    if activation == "layer":
+        outputs = keras.layers.Softmax()(keras.layers.Dropout(0.1)(outputs))
+    model = keras.Model(inputs, outputs)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype("float32")
+    y = rng.integers(2 if units == 1 else 4, size=60)
+    given = _probabilities(model, x, activation)
+    scores = next(iter(given.values()))
+    best = scores.argmax(1) if units > 1 else (scores[:, 0] > 0.5).astype(int)
+    y[::2] = best[::2]
+    before = [np.array(w) for w in model.get_weights()]
+    scaling = TemperatureScaling().fit(**given, y_true=y)
+    folded = scaling.fold_into(model)
+    found = folded.predict(x, verbose=0)
+    if activation is None:
+        expected = scores / scaling.temperature_
+    else:
+        expected = scaling.predict_proba(**given)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_what_no_temperature_is_folded_into():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "relu")])
+    with pytest.raises(ValueError, match="`fit` must come first"):
+        TemperatureScaling().fold_into(model)
+    scaling = TemperatureScaling().fit(np.eye(2)[[0, 0, 0]], [0, 0, 1])
+    with pytest.raises(ValueError, match="last activation is softmax"):
+        scaling.fold_into(model)
+    lora = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    lora.layers[-1].enable_lora(1)
+    with pytest.raises(ValueError, match="with a plain last layer"):
+        scaling.fold_into(lora)

@@ -4,6 +4,9 @@ import sys
 import keras
 import numpy as np
 import pytest
+from scipy.stats import betabinom
+from sklearn.datasets import load_digits
+from sklearn.metrics import log_loss
 
 import keras_trainkit as kt
 from keras_trainkit.export import _inference, _litert, _onnx
@@ -538,6 +541,61 @@ def test_peak_memory(tmp_path):
         assert 0 <= a < 17e6 < a + 17e6 < b + 2e6
 
 
+@_slow_elsewhere
+def test_every_variant_is_calibrated(tmp_path):
+    """Int8 costs the likelihood nearly nothing, and the sets keep their promise."""
+    keras.utils.set_random_seed(0)
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    images, labels = (images[order] / 16).astype("float32"), labels[order]
+    train, held_out, test = slice(600), slice(600, 1200), slice(1200, None)
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            layers.Dense(32, activation="relu"),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    model.fit(images[train], labels[train], epochs=12, verbose=0)
+    data = images[train][:200]
+    variants = {
+        "float": model,
+        "int8": kt.export.to_litert(model, tmp_path / "m.tflite", "int8", data),
+    }
+    report = kt.export.deployment_report(
+        variants,
+        images[test],
+        labels[test],
+        repetitions=1,
+        calibration=(images[held_out], labels[held_out]),
+        coverage=0.8,
+    )
+    plain, int8 = report.variants
+    assert abs(int8.nll - plain.nll) < 0.01
+    assert abs(int8.calibrated_nll - plain.calibrated_nll) < 0.01
+    # 300 rows choose the threshold, 597 are covered: the beta-binomial distribution.
+    low, high = betabinom(597, 241, 60).interval(0.999)
+    for variant in report.variants:
+        assert low <= 597 * variant.coverage <= high
+        p = variant_outputs(variant, variants, images)
+        half = np.random.default_rng(0).permutation(600)[::2]
+        scaling = kt.uncertainty.TemperatureScaling()
+        scaling.fit(probabilities=p[held_out][half], y_true=labels[held_out][half])
+        np.testing.assert_allclose(variant.temperature, scaling.temperature_, rtol=1e-3)
+        scaled = scaling.predict_proba(probabilities=p[test])
+        expected = log_loss(labels[test], scaled)
+        np.testing.assert_allclose(variant.calibrated_nll, expected, rtol=1e-3)
+        assert 0.8 < variant.set_size < 1.5
+    assert "calibrated NLL" in report.to_markdown()
+
+
+def variant_outputs(variant, variants, x):
+    if variant.name == "float":
+        return variants["float"].predict(x, verbose=0)
+    return kt.export.predict_litert(variants[variant.name], x)
+
+
 def test_report_without_classes(x):
     model = keras.Sequential(
         [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1)]
@@ -556,6 +614,18 @@ def test_report_without_classes(x):
         ({"variants": {"a": "no.tflite"}}, FileNotFoundError, "no.tflite"),
         ({"y": np.zeros(3)}, ValueError, "`y` must be as many targets"),
         ({"repetitions": 0}, ValueError, "`repetitions` must be an integer >= 1"),
+        ({"coverage": 1}, ValueError, r"`coverage` must be a number in \(0, 1\)"),
+        ({"calibration": 3}, ValueError, r"`calibration` must be a pair \(x, y\)"),
+        (
+            {"calibration": (np.zeros((4, 3)), np.zeros(4, int))},
+            ValueError,
+            r"inputs of shape \(rows, \*\(8, 8, 1\)\)",
+        ),
+        (
+            {"calibration": (np.zeros((4, 8, 8, 1)), np.zeros((4, 3)))},
+            ValueError,
+            "integer labels of 4 rows",
+        ),
     ],
 )
 def test_bad_report_arguments(model, x, change, error, match):

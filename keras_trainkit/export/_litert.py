@@ -21,6 +21,7 @@ from keras_trainkit.export._inference import (
     plain_operations,
     unrolled,
 )
+from keras_trainkit.export._litert_float import float_probabilities
 from keras_trainkit.export._litert_run import LiteRTRunner, tensorflow_ops
 from keras_trainkit.export._remedies import describe
 from keras_trainkit.quantization._layer import (
@@ -135,6 +136,8 @@ def to_litert(
             )
         if strange := tensorflow_ops(target):
             reject("model", model.name, describe(model, "LiteRT", strange))
+        if quantization == "int8":
+            float_probabilities(target)
         _check(model, specs, target, quantization, arrays)
     return Path(path)
 

@@ -13,12 +13,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import check_in_range, check_integer, reject
 from keras_trainkit._model.compare import distance
 from keras_trainkit._model.flops import flops
 from keras_trainkit._model.graph import is_graph, rebuild
 from keras_trainkit._stopwatch import latencies
 from keras_trainkit._table import Report, Table
+from keras_trainkit.export._calibrated import calibrated, probabilities
 from keras_trainkit.export._litert import load_litert
 from keras_trainkit.export._memory import peak_memory
 from keras_trainkit.export._onnx import onnx_runner
@@ -70,6 +71,10 @@ class Variant:
             None for a model, which shares its process, and where the system does not
             tell.
         note: What to know about it.
+        temperature: The temperature that calibrates it; None without calibration.
+        calibrated_nll: Its mean negative log likelihood at that temperature, in nats.
+        coverage: Fraction of the rows whose prediction set has the true class.
+        set_size: Mean number of classes in a set.
     """
 
     name: str
@@ -85,6 +90,10 @@ class Variant:
     flops: int | None = None
     peak_bytes: int | None = None
     note: str = ""
+    temperature: float | None = None
+    calibrated_nll: float | None = None
+    coverage: float | None = None
+    set_size: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,7 +119,13 @@ class DeploymentReport(Report):
         head = ["variant", "runtime", "parameters", "non-zero", "MFLOPs", "kB", "gzip"]
         head += [f"ms, batch {size} (p95)" for size in _BATCHES]
         head += ["peak MB", "accuracy", "NLL", "max difference"]
-        return Table(head, [_cells(variant) for variant in self.variants])
+        rows = [_cells(variant) for variant in self.variants]
+        if all(variant.coverage is not None for variant in self.variants):
+            head += ["calibrated NLL", "coverage", "set size"]
+            for row, v in zip(rows, self.variants, strict=True):
+                row += [f"{v.calibrated_nll:.4f}", f"{v.coverage:.2%}"]
+                row.append(f"{v.set_size:.2f}")
+        return Table(head, rows)
 
     def _notes(self) -> list[str]:
         notes = [f"{v.name}: {v.note}" for v in self.variants if v.note]
@@ -139,6 +154,8 @@ def deployment_report(
     y: np.ndarray,
     *,
     repetitions: int = 50,
+    calibration: tuple[Any, Any] | None = None,
+    coverage: float = 0.9,
 ) -> DeploymentReport:
     """Measure variants of a model: size, time, accuracy, difference from the first.
 
@@ -152,6 +169,12 @@ def deployment_report(
         y: Integer labels `(rows,)` for outputs that are probabilities; other targets
             give no accuracy and no likelihood.
         repetitions: Passes of each variant and batch size.
+        calibration: Held-out inputs and labels `(x, y)`, other than those above, on
+            which each variant is calibrated by itself: half of the rows choose its
+            temperature, half the threshold of its prediction sets
+            (`ConformalClassifier("lac")`).
+        coverage: The fraction of rows whose prediction set is to have the true class,
+            in `(0, 1)`.
 
     Returns:
         A `DeploymentReport`.
@@ -176,6 +199,8 @@ def deployment_report(
     x, y = np.asarray(x), np.asarray(y)
     if len(x) != len(y) or not len(x):
         reject("y", y.shape, f"as many targets as there are rows, {len(x)} > 0")
+    check_in_range("coverage", coverage, 0, 1, closed="neither")
+    held_out = None if calibration is None else _held_out(calibration, x)
     opened = {name: _open(name, variant) for name, variant in variants.items()}
     outputs = {name: _predict(one.run, x) for name, one in opened.items()}
     times: dict[str, list[Latency]] = {name: [] for name in opened}
@@ -197,13 +222,14 @@ def deployment_report(
                 latencies=tuple(times[name]),
                 max_difference=distance([first], [outputs[name]]),
                 **_quality(outputs[name], y),
+                **_calibrated(name, one.run, held_out, (outputs[name], y), coverage),
                 **one.counts,
                 peak_bytes=one.peak_bytes,
                 note=_note(one, least),
             )
             for name, one in opened.items()
         ),
-        _environment(repetitions, len(x)),
+        _environment(repetitions, len(x)) | _calibration_note(held_out, coverage),
     )
 
 
@@ -301,11 +327,36 @@ def _quality(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     if outputs.shape[1] < 2:
         return {}
     found = {"accuracy": float(np.mean(outputs.argmax(1) == y))}
-    totals = outputs.sum(1, keepdims=True)
-    # Quantized probabilities add up to 1 only roughly.
-    if outputs.min() >= 0 and np.abs(totals - 1).max() < 0.1:
-        found["nll"] = float(nll(y, outputs / totals))
+    p = probabilities(outputs)
+    if p is not None:
+        found["nll"] = float(nll(y, p))
     return found
+
+
+def _held_out(calibration: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and labels that the variants are calibrated on."""
+    if not isinstance(calibration, tuple | list) or len(calibration) != 2:
+        reject("calibration", type(calibration).__name__, "a pair (x, y)")
+    inputs, labels = map(np.asarray, calibration)
+    if inputs.shape[1:] != x.shape[1:] or len(inputs) < 2:
+        reject("calibration", inputs.shape, f"inputs of shape (rows, *{x.shape[1:]})")
+    if labels.shape != (len(inputs),) or labels.dtype.kind not in "iu":
+        reject("calibration", labels.shape, f"integer labels of {len(inputs)} rows")
+    return inputs, labels
+
+
+def _calibrated(name, run, held_out, test, coverage) -> dict[str, Any]:
+    if held_out is None:
+        return {}
+    inputs, labels = held_out
+    return calibrated(name, (_predict(run, inputs), labels), test, coverage)
+
+
+def _calibration_note(held_out, coverage) -> dict[str, str]:
+    if held_out is None:
+        return {}
+    rows = len(held_out[1])
+    return {"calibration": f"{rows} other rows, for sets that cover {coverage:.0%}"}
 
 
 def _note(one: _Opened, least: float) -> str:

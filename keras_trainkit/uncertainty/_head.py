@@ -36,6 +36,31 @@ def check_head(model: Any) -> tuple[Layer, list[Layer]]:
     return dense, behind
 
 
+def last_activation(dense: Layer, behind: list[Layer]) -> str:
+    """`"softmax"`, `"sigmoid"` or `"linear"`: what the last layers compute.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    silent = (layers.Dropout, layers.Identity)
+    shown = [layer for layer in (dense, *behind) if not isinstance(layer, silent)]
+    names = {_activation(layer) for layer in shown} - {"linear"}
+    if len(names) > 1 or names - {"softmax", "sigmoid"}:
+        expected = "a model whose last activation is softmax, sigmoid or none"
+        reject("model", sorted(names), expected)
+    return "".join(names) or "linear"
+
+
+def _activation(layer: Any) -> str:
+    if isinstance(layer, layers.Softmax):
+        return "softmax"
+    activation = getattr(layer, "activation", None)
+    for name in ("linear", "softmax", "sigmoid"):
+        if activation is getattr(keras.activations, name):
+            return name
+    return getattr(activation, "__name__", type(layer).__name__)
+
+
 def body(model: keras.Model) -> keras.Model:
     """A copy of a model's layers up to its last Dense, whose input it outputs.
 

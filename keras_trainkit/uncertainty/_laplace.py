@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, Self
 
 import keras
 import numpy as np
-from keras import layers
 
 from keras_trainkit._checks import check_choice, check_positive, reject
 from keras_trainkit._model.kernels import without_kernels
-from keras_trainkit.uncertainty._head import body, check_head
+from keras_trainkit.uncertainty._head import body, check_head, last_activation
 from keras_trainkit.uncertainty._outcomes import sigmoid, softmax
 from keras_trainkit.uncertainty._prediction import MCPrediction, surprise
 
@@ -83,7 +82,13 @@ class LastLayerLaplace:
             reject("model", f"{dense.name}, which {reason}", "with a plain last layer")
         if len(model.outputs[0].shape) != 2:
             reject("model", model.outputs[0].shape, "one with outputs (rows, outputs)")
-        self.task = _task_of(dense, behind, task)
+        if task is not None:
+            check_choice("task", task, _TASKS)
+        ends_in = last_activation(dense, behind)
+        found = {"softmax": "classification", "sigmoid": "binary"}.get(ends_in)
+        if None not in (found, task) and found != task:
+            reject("task", task, f'"{found}", since the model ends in {ends_in}')
+        self.task = found or task or "regression"
         self.structure = check_choice("structure", structure, ("kron", "full"))
         if prior_precision is not None:
             check_positive("prior_precision", prior_precision)
@@ -206,35 +211,6 @@ class LastLayerLaplace:
         if not (np.isfinite(std).all() and std.min() > 0):
             reject("y", std.tolist(), "finite, with residuals that are not all 0")
         return std
-
-
-def _task_of(dense: Any, behind: list, task: str | None) -> str:
-    """The task of a model whose last layers these are."""
-    silent = (layers.Dropout, layers.Identity)
-    names = {
-        _activation(layer)
-        for layer in (dense, *behind)
-        if not isinstance(layer, silent)
-    } - {"linear"}
-    if len(names) > 1 or names - {"softmax", "sigmoid"}:
-        expected = "a model whose last activation is softmax, sigmoid or none"
-        reject("model", sorted(names), expected)
-    if task is not None:
-        check_choice("task", task, _TASKS)
-    found = {"softmax": "classification", "sigmoid": "binary"}.get("".join(names))
-    if task is not None and found not in (None, task):
-        reject("task", task, f'"{found}", since the model ends in {"".join(names)}')
-    return found or task or "regression"
-
-
-def _activation(layer: Any) -> str:
-    if isinstance(layer, layers.Softmax):
-        return "softmax"
-    activation = getattr(layer, "activation", None)
-    for name in ("linear", "softmax", "sigmoid"):
-        if activation is getattr(keras.activations, name):
-            return name
-    return getattr(activation, "__name__", type(layer).__name__)
 
 
 def _slices(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:

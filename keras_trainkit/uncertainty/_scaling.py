@@ -2,9 +2,13 @@
 
 from typing import Any, Self
 
+import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
+from keras_trainkit._model.graph import rebuild
+from keras_trainkit._model.kernels import without_kernels
+from keras_trainkit.uncertainty._head import check_head, last_activation
 from keras_trainkit.uncertainty._outcomes import (
     labels_of,
     probabilities_of,
@@ -54,13 +58,16 @@ class _Scaling:
         Raises:
             ValueError: If `fit` was not called, or for other outputs than these.
         """
-        if not hasattr(self, "_classes"):
-            raise ValueError("`fit` must come first. Received: no fit")
+        self._check_fitted()
         z, shape = _rows(logits, probabilities)
         if z.shape[1] != self._classes:
             reject("logits", shape, f"of {self._classes} classes, as in `fit`")
         p = self._predict(z)
         return p[:, 1].reshape(shape) if _is_binary(shape) else p.reshape(shape)
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_classes"):
+            raise ValueError("`fit` must come first. Received: no fit")
 
     def _fit(self, z: np.ndarray, labels: np.ndarray) -> None:
         raise NotImplementedError
@@ -97,6 +104,46 @@ class TemperatureScaling(_Scaling):
     def __repr__(self) -> str:
         fitted = f"temperature={self.temperature_:.3g}" if self.__dict__ else ""
         return f"TemperatureScaling({fitted})"
+
+    def fold_into(self, model: keras.Model) -> keras.Model:
+        """A copy of a model whose outputs are calibrated, at no cost.
+
+        The weights of its last `Dense` layer are divided by the temperature. Exported,
+        the file is calibrated too.
+
+        Args:
+            model: The model whose outputs `fit` had: Sequential or Functional, with one
+                output that ends in a `Dense` layer and a softmax, a sigmoid or, for
+                logits, nothing. It is not changed.
+
+        Returns:
+            The copy, not compiled.
+
+        Raises:
+            ValueError: If `fit` was not called, or the model does not end so.
+
+        Examples:
+            >>> import numpy as np, keras_trainkit as kt
+            >>> model = kt.models.build_mlp((4,), num_classes=3)
+            >>> x = np.random.default_rng(0).normal(size=(30, 4)).astype("float32")
+            >>> p = model.predict(x, verbose=0)
+            >>> y = np.where(np.arange(30) % 3, p.argmax(1), 0)
+            >>> scaling = kt.uncertainty.TemperatureScaling()
+            >>> calibrated = scaling.fit(probabilities=p, y_true=y).fold_into(model)
+            >>> expected = scaling.predict_proba(probabilities=p)
+            >>> np.allclose(calibrated.predict(x, verbose=0), expected, atol=1e-5)
+            True
+        """
+        self._check_fitted()
+        dense, behind = check_head(model)
+        last_activation(dense, behind)
+        if reason := without_kernels(dense):
+            reject("model", f"{dense.name}, which {reason}", "with a plain last layer")
+        copy, pairs = rebuild(model)
+        for variable in pairs[dense].weights:
+            scaled = keras.ops.convert_to_numpy(variable) / self.temperature_
+            variable.assign(scaled)
+        return copy
 
     def _fit(self, z, labels):
         z = z - z.max(1, keepdims=True)
