@@ -2,9 +2,10 @@
 
 python benchmarks/bench_calibrated_files.py           # two minutes
 
-The CNN of `bench_deployment.py`, with its variants. Fashion-MNIST's 10,000 test images are
-split 20 times at random into 5,000 for calibration and 5,000 to measure on, and each
-variant is calibrated as `deployment_report(..., calibration=..., coverage=0.9)` does.
+The CNN of `bench_deployment.py`, with its variants. Fashion-MNIST's 10,000 test images
+are split 20 times at random into 5,000 for calibration and 5,000 to measure on, and
+each variant is calibrated as `deployment_report(..., calibration=..., coverage=0.9)`
+does.
 Needs `pip install -e ".[demo]"`.
 """
 

@@ -586,7 +586,7 @@ def test_every_variant_is_calibrated(tmp_path):
         scaled = scaling.predict_proba(probabilities=p[test])
         expected = log_loss(labels[test], scaled)
         np.testing.assert_allclose(variant.calibrated_nll, expected, rtol=1e-3)
-        assert 0.8 < variant.set_size < 1.5
+        assert variant.coverage <= variant.set_size < 1.5
     assert "calibrated NLL" in report.to_markdown()
 
 
