@@ -185,6 +185,12 @@ _BUILDERS = {
         layers.Embedding(10, 4, mask_zero=True),
         layers.Bidirectional(layers.LSTM(3)),
     ],
+    "masked backwards": lambda: [
+        keras.Input((4,), dtype="int32"),
+        layers.Embedding(4, 4, mask_zero=True),
+        layers.Bidirectional(layers.GRU(3, return_sequences=True)),
+        layers.GlobalAveragePooling1D(),
+    ],
     "argmax": lambda: [
         keras.Input((6, 4)),
         layers.Lambda(lambda x: keras.ops.one_hot(keras.ops.argmax(x, -1), 4)),
@@ -246,10 +252,38 @@ def test_several_inputs_and_outputs_in_int8(many, many_int8):
     assert {d["dtype"] for d in details} == {np.int8, np.int32}
     details = kt.export.load_litert(many_int8).get_output_details()
     assert {d["dtype"] for d in details} == {np.int8}
-    with pytest.raises(ValueError, match="`x` must be a dict with a_tokens, z_image"):
-        kt.export.predict_litert(many_int8, x)
-    with pytest.raises(ValueError, match="must be files with one input and one output"):
-        kt.export.deployment_report({"a": many_int8}, x[0], x[1][:, 0])
+    # In the order of the model too, which is not that of the names.
+    for a, b in zip(kt.export.predict_litert(many_int8, x), after, strict=True):
+        np.testing.assert_array_equal(a, b)
+    expected = "`x` must be a dict with z_image, a_tokens, or a list in this order"
+    for wrong in (x[0], [x[0]], {"z_image": x[0]}, {**named, "other": x[0]}):
+        with pytest.raises(ValueError, match=expected):
+            kt.export.predict_litert(many_int8, wrong)
+
+
+def test_report_of_several_inputs_and_outputs(many, many_int8, tmp_path):
+    model, x = many
+    labels = [y.argmax(-1) for y in model.predict(x, verbose=0)]
+    # The second output is right in half of the rows.
+    labels[1] = np.where(np.arange(40) < 20, labels[1], 1 - labels[1])
+    variants = {"float": model, "int8": many_int8}
+    if keras.backend.backend() == "tensorflow":
+        variants["onnx"] = kt.export.to_onnx(model, tmp_path / "m.onnx")
+    named = {"z_image": x[0], "a_tokens": x[1]}
+    for given in (x, named):
+        report = kt.export.deployment_report(variants, given, labels, repetitions=1)
+        assert report.variants[0].accuracy == 0.75
+        assert report.variants[0].nll is None
+        assert [v.max_difference < 0.1 for v in report.variants] == [True] * len(
+            variants
+        )
+        if sys.platform == "linux":
+            assert all(v.peak_bytes is not None for v in report.variants[1:])
+    with pytest.raises(ValueError, match="targets for each of the 2 outputs"):
+        kt.export.deployment_report(variants, x, labels[0])
+    other = keras.Model(model.inputs, model.outputs[0])
+    with pytest.raises(ValueError, match="variants with the outputs of float"):
+        kt.export.deployment_report({**variants, "other": other}, x, labels)
 
 
 def test_several_outputs_in_onnx(many, tmp_path):
@@ -286,8 +320,19 @@ def test_dicts_of_inputs_and_outputs(tmp_path):
     x = {"x": np.ones((4, 3), "float32"), "b": np.full((4, 3), 2, "float32")}
     path = kt.export.to_litert(model, tmp_path / "m.tflite")
     before, after = model.predict(x, verbose=0), kt.export.predict_litert(path, x)
-    for name, array in zip(sorted(before), after, strict=True):
+    assert set(after) == set(before)
+    for name, array in after.items():
         np.testing.assert_allclose(array, before[name], atol=1e-5)
+
+
+@_tensorflow_only
+def test_lists_of_outputs_in_dicts(tmp_path):
+    x = keras.Input((3,))
+    dense = [layers.Dense(n)(x) for n in (2, 4, 5)]
+    model = keras.Model(x, {"b": dense[:2], "a": dense[2]})
+    path = kt.export.to_litert(model, tmp_path / "m.tflite")
+    found = kt.export.predict_litert(path, np.ones((2, 3), "float32"))
+    assert [y.shape for y in found] == [(2, 5), (2, 2), (2, 4)]
 
 
 class Subclassed(keras.Model):
@@ -362,6 +407,32 @@ def test_strings_are_refused_with_the_remedy(export, tmp_path):
     with pytest.raises(ValueError, match="unlike words: apply TextVectorization"):
         export(model)
     assert list(tmp_path.iterdir()) == []
+
+
+class _CTC(layers.Layer):
+    def call(self, x):
+        lengths = keras.ops.full_like(x[:, 0, 0], 4, dtype="int32")
+        labels = keras.ops.ones_like(x[:, :2, 0], dtype="int32")
+        return keras.ops.ctc_loss(labels, x, lengths // 2, lengths)
+
+
+@_tensorflow_only
+def test_a_loop_that_onnx_cannot_have_is_named(tmp_path):
+    inputs = keras.Input((4, 3))
+    model = keras.Model(inputs, _CTC(name="loss_inside")(layers.Dense(3)(inputs)))
+    with pytest.raises(ValueError, match=r"While \(in layer loss_inside\): leave out"):
+        kt.export.to_onnx(model, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="Keras quantizes on the others"
+)
+def test_what_keras_has_quantized_is_refused_by_litert(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(2, name="whole")])
+    model.layers[0].quantize("int8")
+    with pytest.raises(ValueError, match=r"unlike whole: .*export the float model"):
+        kt.export.to_litert(model, tmp_path / "m.tflite")
 
 
 def test_open_steps_are_refused_by_litert(tmp_path):
@@ -619,7 +690,7 @@ def test_report_without_classes(x):
         (
             {"calibration": (np.zeros((4, 3)), np.zeros(4, int))},
             ValueError,
-            r"inputs of shape \(rows, \*\(8, 8, 1\)\)",
+            r"inputs of shapes \[\(8, 8, 1\)\]",
         ),
         (
             {"calibration": (np.zeros((4, 8, 8, 1)), np.zeros((4, 3)))},

@@ -36,7 +36,15 @@ class Inference(keras.Model):
         self.built = True
 
     def call(self, inputs):
-        return self.model(inputs, training=False)
+        found = self.model(inputs, training=False)
+        if isinstance(found, dict) and not any(map(_is_nested, found.values())):
+            return found
+        # A signature takes neither lists in dicts nor dicts in lists.
+        return found if not _is_nested(found) else keras.tree.flatten(found)
+
+
+def _is_nested(value):
+    return isinstance(value, (list, tuple, dict))
 
 
 def input_specs(model: keras.Model, names: list[str] | None = None) -> Any:
@@ -161,7 +169,20 @@ def plain_operations(model: keras.Model, dtypes: tuple[str, ...]) -> Iterator[No
 
 
 def check_steps(model: keras.Model) -> None:
-    """Raise for recurrent layers that cannot be unrolled."""
+    """Raise for recurrent layers that cannot be unrolled, and for int8 products."""
+    quantized = [
+        layer.name
+        for layer in sublayers(model)
+        if getattr(layer, "quantization_mode", None) is not None
+    ]
+    if quantized:
+        reject(
+            "model",
+            model.name,
+            f"one that Keras has not quantized, unlike {', '.join(quantized)}: LiteRT "
+            "has no kernel for its products; export the float model with "
+            'quantization="dynamic", which computes the same way',
+        )
     if not is_graph(model):
         return
     for call in read(model).calls:
@@ -181,5 +202,28 @@ def check_steps(model: keras.Model) -> None:
 def unrolled(model: keras.Model) -> Iterator[None]:
     """Lets recurrent layers write out their steps instead of looping over them."""
     recurrent = [x for x in sublayers(model) if isinstance(x, keras.layers.RNN)]
-    with patched([(layer, "unroll", True) for layer in recurrent]):
+    changes: list[tuple[Any, str, Any]] = [(x, "unroll", True) for x in recurrent]
+    for layer in recurrent:
+        if layer.go_backwards:
+            changes.append((layer, "inner_loop", _backwards(layer.inner_loop)))
+            changes.append((layer, "go_backwards", False))
+    with patched(changes):
         yield
+
+
+def _backwards(inner_loop):
+    """A loop over the steps from the last to the first.
+
+    When Keras unrolls one with `zero_output_for_mask`, it applies the mask of the last
+    step to the output of the first.
+    """
+
+    def flipped(sequences, initial_state, mask, training=False):
+        sequences, mask = keras.tree.map_structure(_flip_steps, (sequences, mask))
+        return inner_loop(sequences, initial_state, mask, training)
+
+    return flipped
+
+
+def _flip_steps(x):
+    return None if x is None else keras.ops.flip(x, axis=1)

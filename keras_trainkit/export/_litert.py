@@ -22,7 +22,7 @@ from keras_trainkit.export._inference import (
     unrolled,
 )
 from keras_trainkit.export._litert_float import float_probabilities
-from keras_trainkit.export._litert_run import LiteRTRunner, tensorflow_ops
+from keras_trainkit.export._litert_run import LiteRTRunner, set_order, tensorflow_ops
 from keras_trainkit.export._remedies import describe
 from keras_trainkit.quantization._layer import (
     as_constants,
@@ -66,7 +66,7 @@ def to_litert(
 
     The file needs no TensorFlow to run: recurrent layers are written out step by step,
     and what computes in float16 or bfloat16 computes in float32. Its inputs have the
-    names of the model's.
+    names of the model's, and inputs and outputs its order.
 
     Args:
         model: A built Sequential or Functional model, or another that has been called.
@@ -138,6 +138,7 @@ def to_litert(
             reject("model", model.name, describe(model, "LiteRT", strange))
         if quantization == "int8":
             float_probabilities(target)
+        set_order(target, options["names"])
         _check(model, specs, target, quantization, arrays)
     return Path(path)
 
@@ -247,13 +248,13 @@ def predict_litert(path: str | os.PathLike, x: Any) -> Any:
 
     Args:
         path: The file.
-        x: Inputs of shape `(rows, *input_shape)`; for several inputs a dict of them by
-            the names of the file's, which are those of the model's.
+        x: Inputs of shape `(rows, *input_shape)`; for several inputs a list of them in
+            the order of the model's, or a dict by the names of the model's.
 
     Returns:
-        The outputs of all rows; of several outputs a list, in the order of the model's,
-        and where the model returns a dict, by sorted name. Inputs and outputs that the
-        file has in int8 are float here.
+        The outputs of all rows: of several a list, in the order of the model's, or a
+        dict, where the model returns one. Inputs and outputs that the file has in int8
+        are float here.
 
     Raises:
         ValueError: If the inputs do not fit.
@@ -262,7 +263,10 @@ def predict_litert(path: str | os.PathLike, x: Any) -> Any:
         >>> import keras_trainkit as kt
         >>> outputs = kt.export.predict_litert("model.tflite", x_test)  # doctest: +SKIP
     """
-    found = LiteRTRunner(path)(x)
+    run = LiteRTRunner(path)
+    found = run(x)
+    if run.output_names is not None:
+        return dict(zip(run.output_names, found, strict=True))
     return found[0] if len(found) == 1 else found
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,20 @@ class LiteRTRunner:
         inputs = self.interpreter.get_input_details()
         outputs = self.interpreter.get_output_details()
         self._inputs = {d["name"]: d for d in inputs}
-        self._outputs = outputs
+        self._outputs = {d["name"]: d for d in outputs}
         if self.interpreter.get_signature_list():
             signature = self.interpreter.get_signature_runner()
-            self._inputs = signature.get_input_details()
-            named = signature.get_output_details()
-            self._outputs = [named[name] for name in sorted(named, key=_natural)]
+            self._inputs = _in_order(signature.get_input_details(), inputs)
+            self._outputs = _in_order(signature.get_output_details(), outputs)
         self._sizes: dict[str, tuple] = {}
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """The names of several outputs, where the model returns a dict."""
+        signed = bool(self.interpreter.get_signature_list())
+        numbered = all(re.fullmatch(r"output_\d+", name) for name in self._outputs)
+        several = len(self._outputs) > 1
+        return list(self._outputs) if signed and several and not numbered else None
 
     def shapes(self) -> dict[str, tuple]:
         """The shape of each input, with 1 for sizes that are open."""
@@ -49,22 +57,38 @@ class LiteRTRunner:
         self._sizes = shapes
 
     def __call__(self, x: Any) -> list[np.ndarray]:
-        """The outputs for an array, or for a dict of them by the inputs' names."""
+        """The outputs for an array, or for several in the file's order or by name."""
+        once = self.prepare(x)
+        with _named_error():
+            return once()
+
+    def prepare(self, x: Any) -> Callable[[], list[np.ndarray]]:
+        """A pass over some inputs, which can be repeated while this runs no others."""
         arrays = self._named(x)
         self.resize({name: a.shape for name, a in arrays.items()})
-        for name, array in arrays.items():
-            details = self._inputs[name]
-            self.interpreter.set_tensor(details["index"], _to_file(array, details))
-        with _named_error():
-            self.interpreter.invoke()
-        return [_from_file(self.interpreter, d) for d in self._outputs]
+        given = [
+            (self._inputs[name]["index"], _to_file(array, self._inputs[name]))
+            for name, array in arrays.items()
+        ]
+        wanted = list(self._outputs.values())
+        run = self.interpreter
+
+        def once() -> list[np.ndarray]:
+            for index, array in given:
+                run.set_tensor(index, array)
+            run.invoke()
+            return [_from_file(run, details) for details in wanted]
+
+        return once
 
     def _named(self, x):
-        if not isinstance(x, dict) and len(self._inputs) == 1:
-            x = {next(iter(self._inputs)): x}
-        if not isinstance(x, dict) or set(x) != set(self._inputs):
-            received = sorted(x) if isinstance(x, dict) else type(x).__name__
-            reject("x", received, f"a dict with {', '.join(sorted(self._inputs))}")
+        names = list(self._inputs)
+        if not isinstance(x, dict):
+            x = x if isinstance(x, (list, tuple)) and len(x) == len(names) > 1 else [x]
+            x = dict(zip(names, x, strict=False))
+        if set(x) != set(names):
+            expected = f"a dict with {', '.join(names)}, or a list in this order"
+            reject("x", list(x), expected)
         arrays = {name: np.asarray(a) for name, a in x.items()}
         for name, array in arrays.items():
             if array.ndim != len(self._inputs[name]["shape"]):
@@ -92,6 +116,41 @@ def _interpreter_class():
             'ai-edge-litert is not installed: pip install "keras-trainkit[export]"'
         ) from None
     return Interpreter
+
+
+def _in_order(named, details):
+    """A signature's tensors in the order in which the file has them."""
+    places = {d["index"]: i for i, d in enumerate(details)}
+    return dict(sorted(named.items(), key=lambda item: places[item[1]["index"]]))
+
+
+def set_order(path: str | os.PathLike, names: list[str]) -> None:
+    """Put a file's inputs, and outputs that are numbered, in the order of the model.
+
+    The converter sorts them by name, or as it likes.
+
+    Args:
+        path: The file.
+        names: The names of the inputs in the model's order.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = bytearray(Path(path).read_bytes())
+    model = schema.Model.GetRootAs(content, 0)
+    graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
+    inputs = _tensors(signature.Inputs, signature.InputsLength())
+    outputs = _tensors(signature.Outputs, signature.OutputsLength())
+    # Views: what is written there is written into the content.
+    if set(inputs) == set(names):
+        graph.InputsAsNumpy()[:] = [inputs[name] for name in names]
+    graph.OutputsAsNumpy()[:] = [outputs[n] for n in sorted(outputs, key=_natural)]
+    Path(path).write_bytes(content)
+
+
+def _tensors(part, length):
+    """The tensor of each name of a signature."""
+    found = [part(i) for i in range(length)]
+    return {one.Name().decode(): one.TensorIndex() for one in found}
 
 
 def _natural(name):

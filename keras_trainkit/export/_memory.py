@@ -21,15 +21,19 @@ def kilobytes(name):
 def run():
     if path.endswith(".tflite"):
         interpreter = Interpreter(model_path=path)
-        (given,) = interpreter.get_input_details()
-        interpreter.resize_tensor_input(given["index"], [rows, *given["shape"][1:]])
+        for given in interpreter.get_input_details():
+            interpreter.resize_tensor_input(given["index"], [rows, *given["shape"][1:]])
         interpreter.allocate_tensors()
         interpreter.invoke()
         return interpreter
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    zeros = np.zeros([rows, *given.shape[1:]], "float32")
-    return session, session.run(None, {given.name: zeros})
+    zeros = {}
+    for given in session.get_inputs():
+        name = given.type[7:-1]
+        kind = {"float": "float32", "double": "float64"}.get(name, name)
+        sizes = [s if isinstance(s, int) else 1 for s in given.shape[1:]]
+        zeros[given.name] = np.zeros([rows, *sizes], kind)
+    return session, session.run(None, zeros)
 
 with open("/proc/self/clear_refs", "w") as marks:
     marks.write("5")

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import reject
+from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._training.batches import as_array
 from keras_trainkit.export._files import (
     convert_elsewhere,
     converting,
@@ -90,19 +93,28 @@ def convert(model: keras.Model, target: str | os.PathLike) -> None:
     """Write a file with the backend's own converter, unchecked."""
     specs = input_specs(model)
     backend = keras.backend.backend()
+    strange = []
     with plain_operations(model, ("bfloat16",)), converting("ONNX"):
         if backend == "tensorflow":
-            _convert_tensorflow(model, specs, Path(target))
+            strange = _convert_tensorflow(model, specs, Path(target))
         elif backend == "torch":
             convert_torch(model, specs, Path(target))
         else:
             Inference(model).export(
                 str(target), format="onnx", verbose=False, input_signature=[specs]
             )
+    if strange:
+        reject("model", model.name, describe(model, "ONNX", strange))
 
 
-def _convert_tensorflow(model: keras.Model, specs: Any, target: Path) -> None:
-    """Convert by tf2onnx, with what Keras's own call of it lacks."""
+def _convert_tensorflow(
+    model: keras.Model, specs: Any, target: Path
+) -> list[tuple[str, str]]:
+    """Convert by tf2onnx, with what Keras's own call of it lacks.
+
+    Returns:
+        The operations that stood in the way, each with a place.
+    """
     import tensorflow as tf
     import tf2onnx
 
@@ -119,10 +131,31 @@ def _convert_tensorflow(model: keras.Model, specs: Any, target: Path) -> None:
         return keras.tree.flatten(outputs)
 
     function = tf.function(run, autograph=False)
-    proto, _ = tf2onnx.convert.from_function(function, signature, opset=_OPSET)
     traced = function.get_concrete_function(*signature)
+    try:
+        proto, _ = tf2onnx.convert.from_function(function, signature, opset=_OPSET)
+    except tf.errors.InvalidArgumentError as error:
+        if "duplicate function" not in str(error):
+            raise
+        return _loops(model, traced.graph)
     _keep_constants(proto, traced)
     target.write_bytes(proto.SerializeToString())
+    return []
+
+
+def _loops(model: keras.Model, graph: Any) -> list[tuple[str, str]]:
+    """Loops that are not those of recurrent layers.
+
+    TensorFlow does not freeze a loop that has a gradient of its own, as CTC's has.
+    """
+    layers = sublayers(model)
+    known = {x.name for x in layers if isinstance(x, keras.layers.RNN)}
+    loops = [(o.type, o.name) for o in graph.get_operations() if "While" in o.type]
+    return [
+        (op, place)
+        for op, place in loops
+        if not known & {re.sub(r"_\d+$", "", part) for part in place.split("/")}
+    ]
 
 
 def _keep_constants(proto: Any, traced: Any) -> None:
@@ -182,9 +215,20 @@ def onnx_runner(path: str | os.PathLike) -> Callable[[Any], list[np.ndarray]]:
     except Exception as error:
         # Its errors have no common class but this.
         raise RuntimeError(f"onnxruntime cannot run the file: {error}") from None
-    names = [given.name for given in session.get_inputs()]
+    kinds = {given.name: _dtype(given.type) for given in session.get_inputs()}
 
     def run(x):
-        return session.run(None, dict(zip(names, keras.tree.flatten(x), strict=True)))
+        if not isinstance(x, dict) or set(x) != set(kinds):
+            x = dict(zip(kinds, keras.tree.flatten(x), strict=True))
+        # onnxruntime converts nothing by itself.
+        return session.run(
+            None, {n: as_array(a).astype(kinds[n]) for n, a in x.items()}
+        )
 
     return run
+
+
+def _dtype(kind: str) -> str:
+    """NumPy's name of a type such as `tensor(float)`."""
+    name = kind[kind.index("(") + 1 : -1]
+    return {"float": "float32", "double": "float64"}.get(name, name)

@@ -1,5 +1,6 @@
 """What to do about operations that a format does not have."""
 
+import re
 from collections.abc import Iterable
 
 import keras
@@ -18,6 +19,8 @@ _REMEDIES = {
     "FFT": "apply Fourier transforms to the model's data, or multiply by their matrix",
     "Complex": "apply Fourier transforms to the model's data, or multiply by their "
     "matrix",
+    "While": "leave out the layer that loops, such as a CTC loss: export "
+    "keras.Model of the inputs and the tensor in front of it",
     "Random": "leave out what is random at inference",
 }
 _OTHERS = "exchange what makes them for other layers or operations"
@@ -34,7 +37,9 @@ def describe(model: keras.Model, kind: str, ops: Iterable[tuple[str, str]]) -> s
     names = {layer.name for layer in sublayers(model)[1:]}
     places: dict[str, str] = {}
     for op, place in ops:
-        inside = [part for part in place.split("/") if part in names]
+        # TensorFlow numbers the calls of a layer.
+        parts = [(part, re.sub(r"_\d+$", "", part)) for part in place.split("/")]
+        inside = [a if a in names else b for a, b in parts if {a, b} & names]
         places.setdefault(op, inside[-1] if inside else "")
     found = [f"{op} (in layer {p})" if p else op for op, p in sorted(places.items())]
     remedies = {

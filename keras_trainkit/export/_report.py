@@ -4,10 +4,8 @@ import gzip
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,23 +13,17 @@ import numpy as np
 
 from keras_trainkit._checks import check_in_range, check_integer, reject
 from keras_trainkit._model.compare import distance
-from keras_trainkit._model.flops import flops
-from keras_trainkit._model.graph import is_graph, rebuild
 from keras_trainkit._stopwatch import latencies
 from keras_trainkit._table import Report, Table
+from keras_trainkit._training.batches import columns, num_rows, take
 from keras_trainkit.export._calibrated import calibrated, probabilities
-from keras_trainkit.export._litert import load_litert
-from keras_trainkit.export._memory import peak_memory
-from keras_trainkit.export._onnx import onnx_runner
-from keras_trainkit.pruning import sparsity_report
+from keras_trainkit.export._variants import Opened, open_variant
 from keras_trainkit.uncertainty import nll
 
 _BATCHES = (1, 32)
 _ROWS_AT_ONCE = 256
 # With so many zeros more than the first variant, somebody may hope for speed.
 _SPARSE = 0.2
-
-Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,8 @@ class Variant:
         latencies: Its times.
         max_difference: Largest difference of its outputs from the first variant's,
             relative to the largest output.
-        accuracy: Fraction of the rows whose class is right; None without classes.
+        accuracy: Fraction of the rows whose class is right, for several outputs their
+            mean; None without classes.
         nll: Mean negative log likelihood in nats; None without probabilities.
         parameters: Number of weights; None for a file.
         nonzeros: Number of weights that are not zero; None for a file.
@@ -150,8 +143,8 @@ class DeploymentReport(Report):
 
 def deployment_report(
     variants: Mapping[str, keras.Model | str | os.PathLike],
-    x: np.ndarray,
-    y: np.ndarray,
+    x: Any,
+    y: Any,
     *,
     repetitions: int = 50,
     calibration: tuple[Any, Any] | None = None,
@@ -163,11 +156,13 @@ def deployment_report(
     compared by is the same stretch of time on the same machine.
 
     Args:
-        variants: By name: built models with one input and one output (timed with
-            `predict_on_batch`), and paths of `.tflite`, `.onnx` and `.keras` files.
-        x: Inputs of shape `(rows, *input_shape)`.
+        variants: By name: built models (timed with `predict_on_batch`), and paths of
+            `.tflite`, `.onnx` and `.keras` files.
+        x: Inputs of shape `(rows, *input_shape)`; for several inputs a list or dict of
+            them, as for `predict`.
         y: Integer labels `(rows,)` for outputs that are probabilities; other targets
-            give no accuracy and no likelihood.
+            give no accuracy and no likelihood. For several outputs a list or dict of
+            targets: accuracy and likelihood are the means over those with classes.
         repetitions: Passes of each variant and batch size.
         calibration: Held-out inputs and labels `(x, y)`, other than those above, on
             which each variant is calibrated by itself: half of the rows choose its
@@ -180,7 +175,8 @@ def deployment_report(
         A `DeploymentReport`.
 
     Raises:
-        ValueError: If there are no variants, or one is not of these kinds.
+        ValueError: If there are no variants, or one is not of these kinds or has other
+            outputs than the first.
         FileNotFoundError: If a file is not there.
 
     Examples:
@@ -196,21 +192,27 @@ def deployment_report(
     if not variants:
         reject("variants", variants, "at least one model or file")
     check_integer("repetitions", repetitions, minimum=1)
-    x, y = np.asarray(x), np.asarray(y)
-    if len(x) != len(y) or not len(x):
-        reject("y", y.shape, f"as many targets as there are rows, {len(x)} > 0")
     check_in_range("coverage", coverage, 0, 1, closed="neither")
-    held_out = None if calibration is None else _held_out(calibration, x)
-    opened = {name: _open(name, variant) for name, variant in variants.items()}
-    outputs = {name: _predict(one.run, x) for name, one in opened.items()}
+    x, targets = columns(x), keras.tree.flatten(columns(y))
+    rows = num_rows(x)
+    if any(len(t) != rows for t in targets) or not rows:
+        shapes = [np.shape(t) for t in targets]
+        reject("y", shapes, f"as many targets as there are rows, {rows} > 0")
+    held_out = None if calibration is None else _held_out(calibration, x, targets)
+    opened = {n: open_variant(n, v, _BATCHES[-1]) for n, v in variants.items()}
+    outputs = {name: _predict(one, x, rows) for name, one in opened.items()}
+    _check_outputs(outputs)
+    first = next(iter(outputs.values()))
+    if len(first) != len(targets):
+        expected = f"targets for each of the {len(first)} outputs, as a list or dict"
+        reject("y", [np.shape(t) for t in targets], expected)
     times: dict[str, list[Latency]] = {name: [] for name in opened}
     for size in _BATCHES:
-        batch = np.resize(x, (size, *x.shape[1:]))
+        batch = _batch(x, size)
         runners = [one.prepare(batch) for one in opened.values()]
         for name, seconds in zip(opened, latencies(runners, repetitions), strict=True):
             low, high = np.percentile(1e3 * seconds, (50, 95))
             times[name].append(Latency(size, float(low), float(high)))
-    first = next(iter(outputs.values()))
     least = next(iter(opened.values())).sparsity
     return DeploymentReport(
         tuple(
@@ -220,105 +222,49 @@ def deployment_report(
                 bytes=len(one.content),
                 gzip_bytes=len(gzip.compress(one.content, mtime=0)),
                 latencies=tuple(times[name]),
-                max_difference=distance([first], [outputs[name]]),
-                **_quality(outputs[name], y),
-                **_calibrated(name, one.run, held_out, (outputs[name], y), coverage),
+                max_difference=distance(first, outputs[name]),
+                **_mean_quality(outputs[name], targets),
+                **_calibrated(
+                    name, one, held_out, (outputs[name][0], targets[0]), coverage
+                ),
                 **one.counts,
                 peak_bytes=one.peak_bytes,
                 note=_note(one, least),
             )
             for name, one in opened.items()
         ),
-        _environment(repetitions, len(x)) | _calibration_note(held_out, coverage),
+        _environment(repetitions, rows) | _calibration_note(held_out, coverage),
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A variant, ready to run."""
-
-    runtime: str
-    content: bytes
-    run: Run
-    prepare: Callable[[np.ndarray], Callable[[], Any]]
-    counts: dict[str, Any]
-    peak_bytes: int | None = None
-
-    @property
-    def sparsity(self) -> float:
-        if not self.counts:
-            return 0.0
-        return 1 - self.counts["nonzeros"] / max(self.counts["parameters"], 1)
+def _predict(one: Opened, x: Any, rows: int) -> list[np.ndarray]:
+    starts = range(0, rows, _ROWS_AT_ONCE)
+    parts = [one.prepare(take(x, slice(i, i + _ROWS_AT_ONCE)))() for i in starts]
+    return [np.concatenate(y).astype("float32") for y in zip(*parts, strict=True)]
 
 
-def _open(name: str, variant: Any) -> _Opened:
-    if isinstance(variant, keras.Model):
-        return _open_model(name, variant)
-    if not isinstance(variant, str | os.PathLike):
-        reject("variants", {name: variant}, "models and paths of files")
-    path = Path(variant)
-    content = path.read_bytes()
-    if path.suffix == ".keras":
-        return _open_model(name, keras.saving.load_model(path, compile=False))
-    if path.suffix == ".tflite":
-        file = load_litert(path)
-        if len(file.get_input_details()) != 1 or len(file.get_output_details()) != 1:
-            reject("variants", {name: str(path)}, "files with one input and one output")
-        peak = peak_memory(path, _BATCHES[-1])
-        return _Opened("LiteRT", content, *_litert(path), {}, peak)
-    if path.suffix == ".onnx":
-        session = onnx_runner(path)
-
-        def first(x):
-            return session(x)[0]
-
-        peak = peak_memory(path, _BATCHES[-1])
-        return _Opened(
-            "ONNX Runtime", content, first, lambda x: lambda: first(x), {}, peak
-        )
-    return reject("variants", {name: str(path)}, "files .tflite, .onnx or .keras")
+def _batch(x: Any, size: int) -> Any:
+    return keras.tree.map_structure(lambda a: np.resize(a, (size, *a.shape[1:])), x)
 
 
-def _open_model(name: str, model: keras.Model) -> _Opened:
-    if not model.built or len(model.inputs) != 1 or len(model.outputs) != 1:
-        reject("variants", {name: model}, "built models with one input and one output")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model.keras")
-        # What is deployed has no optimizer in it.
-        (rebuild(model)[0] if is_graph(model) else model).save(path)
-        content = path.read_bytes()
-    report = sparsity_report(model)
-    counts = {"parameters": report.parameters, "nonzeros": report.nonzeros}
-    if is_graph(model):
-        counts["flops"] = flops(model)
-
-    def run(x):
-        return keras.ops.convert_to_numpy(model.predict_on_batch(x))
-
-    return _Opened("Keras", content, run, lambda x: lambda: run(x), counts)
+def _check_outputs(outputs: dict[str, list[np.ndarray]]) -> None:
+    """Raise unless all variants have outputs of the same shapes."""
+    (first, expected), *others = outputs.items()
+    shapes = [y.shape for y in expected]
+    for name, found in others:
+        if [y.shape for y in found] != shapes:
+            got = {name: [y.shape for y in found]}
+            reject("variants", got, f"variants with the outputs of {first}, {shapes}")
 
 
-def _litert(path: Path) -> tuple[Run, Callable]:
-    interpreters: dict[int, Any] = {}
-
-    def prepare(x):
-        interpreter = interpreters.setdefault(len(x), load_litert(path, len(x)))
-        (given,) = interpreter.get_input_details()
-        (wanted,) = interpreter.get_output_details()
-
-        def once():
-            interpreter.set_tensor(given["index"], x.astype(given["dtype"]))
-            interpreter.invoke()
-            return interpreter.get_tensor(wanted["index"])
-
-        return once
-
-    return lambda x: prepare(x)(), prepare
-
-
-def _predict(run: Run, x: np.ndarray) -> np.ndarray:
-    parts = [run(x[i : i + _ROWS_AT_ONCE]) for i in range(0, len(x), _ROWS_AT_ONCE)]
-    return np.concatenate(parts).astype("float32")
+def _mean_quality(outputs: list[np.ndarray], targets: list[Any]) -> dict[str, Any]:
+    """The mean of the outputs that have classes."""
+    found = [_quality(a, b) for a, b in zip(outputs, targets, strict=True)]
+    return {
+        name: float(np.mean(values))
+        for name in ("accuracy", "nll")
+        if (values := [one[name] for one in found if name in one])
+    }
 
 
 def _quality(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
@@ -333,23 +279,32 @@ def _quality(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     return found
 
 
-def _held_out(calibration: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(calibration: Any, x: Any, targets: list) -> tuple[Any, np.ndarray]:
     """The inputs and labels that the variants are calibrated on."""
     if not isinstance(calibration, tuple | list) or len(calibration) != 2:
         reject("calibration", type(calibration).__name__, "a pair (x, y)")
-    inputs, labels = map(np.asarray, calibration)
-    if inputs.shape[1:] != x.shape[1:] or len(inputs) < 2:
-        reject("calibration", inputs.shape, f"inputs of shape (rows, *{x.shape[1:]})")
-    if labels.shape != (len(inputs),) or labels.dtype.kind not in "iu":
-        reject("calibration", labels.shape, f"integer labels of {len(inputs)} rows")
+    if len(targets) != 1:
+        reject("calibration", calibration, "None for models with several outputs")
+    inputs, labels = columns(calibration[0]), np.asarray(calibration[1])
+    rows = num_rows(inputs, "calibration")
+    shapes, expected = (
+        [a.shape[1:] for a in keras.tree.flatten(data)] for data in (inputs, x)
+    )
+    if shapes != expected or rows < 2:
+        reject(
+            "calibration", shapes, f"2 rows or more with inputs of shapes {expected}"
+        )
+    if labels.shape != (rows,) or labels.dtype.kind not in "iu":
+        reject("calibration", labels.shape, f"integer labels of {rows} rows")
     return inputs, labels
 
 
-def _calibrated(name, run, held_out, test, coverage) -> dict[str, Any]:
+def _calibrated(name, one, held_out, test, coverage) -> dict[str, Any]:
     if held_out is None:
         return {}
     inputs, labels = held_out
-    return calibrated(name, (_predict(run, inputs), labels), test, coverage)
+    found = _predict(one, inputs, len(labels))[0]
+    return calibrated(name, (found, labels), test, coverage)
 
 
 def _calibration_note(held_out, coverage) -> dict[str, str]:
@@ -359,7 +314,7 @@ def _calibration_note(held_out, coverage) -> dict[str, str]:
     return {"calibration": f"{rows} other rows, for sets that cover {coverage:.0%}"}
 
 
-def _note(one: _Opened, least: float) -> str:
+def _note(one: Opened, least: float) -> str:
     if one.sparsity > least + _SPARSE:
         return "no speed-up expected: its zeros are multiplied like other weights"
     return ""

@@ -591,6 +591,10 @@ def to_onnx(name):
             str(path), providers=["CPUExecutionProvider"]
         )
         flat = [np.asarray(x) for x in keras.tree.flatten(case.inputs)]
-        names = [given.name for given in session.get_inputs()]
+        taken = session.get_inputs()
+        # What a model casts by itself, onnxruntime wants to have in the file's type.
+        kinds = [given.type[7:-1].replace("float", "float32") for given in taken]
+        flat = [x.astype(k) for x, k in zip(flat, kinds, strict=True)]
+        names = [given.name for given in taken]
         found = session.run(None, dict(zip(names, flat, strict=True)))
         _check_file_outputs(case, [np.asarray(y, "float32") for y in found])
