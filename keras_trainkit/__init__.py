@@ -37,4 +37,4 @@ from keras_trainkit.compression import compress as compress
 from keras_trainkit.lr_finder import find_lr as find_lr
 from keras_trainkit.lr_finder import lr_sweep as lr_sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
