@@ -80,6 +80,23 @@ def test_search_trains_each_trial_on_one_cycle(name, tmp_path):
     assert model.evaluate(x, y, verbose=0)[1] == pytest.approx(score, abs=1e-6)
 
 
+def test_each_trial_finds_its_rate_once():
+    hp = keras_tuner.HyperParameters()
+    own = space(max_lr="auto", batch_size=[16])
+    history = own.fit(hp, own.build(hp), *data(), epochs=3, verbose=0).history
+    assert "max_lr" not in {parameter.name for parameter in hp.space}
+    found = hp.values["max_lr"]
+    expected = kt.schedules.OneCycle(found, 12)
+    ends = [float(expected(step)) for step in (3, 7, 11)]
+    assert history["learning_rate"] == pytest.approx(ends, rel=1e-5)
+    # Hyperband goes on with the values and weights of an earlier trial.
+    later = own.fit(
+        hp, own.build(hp), *data(), initial_epoch=1, epochs=3, verbose=0
+    ).history
+    assert later["learning_rate"] == pytest.approx(ends[1:], rel=1e-5)
+    assert hp.values["max_lr"] == found
+
+
 def test_fit_follows_the_cycle():
     hp = keras_tuner.HyperParameters()
     own = space(batch_size=[16])

@@ -721,3 +721,65 @@ def test_a_noisy_test_is_repeated_with_more_steps():
     found = kt.find_lr(model, x, y)
     assert found.first.verdict == "noisy"
     assert len(found.lrs) > 2 * len(found.first.lrs)
+
+
+def _with_head(frozen=False):
+    """A pretrained body whose layers are not registered, and a head."""
+
+    class Twice(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.inner = keras.layers.Dense(8, "relu")
+
+        def build(self, shape):
+            self.inner.build(shape)
+
+        def call(self, x):
+            return 2 * self.inner(x)
+
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((6,))
+    body = keras.Sequential(
+        [keras.Input((6,)), Twice(), keras.layers.BatchNormalization()], name="body"
+    )
+    outputs = keras.layers.Dense(3, "softmax", name="head")(body(inputs))
+    model = keras.Model(inputs, outputs)
+    body.trainable = not frozen
+    model.compile(
+        keras.optimizers.Adam(0.01),
+        "sparse_categorical_crossentropy",
+        jit_compile=False,
+    )
+    return model
+
+
+def test_a_rate_for_the_head_alone(data):
+    x, y = data
+    by_hand = kt.find_lr(_with_head(frozen=True), x, y, num_steps=60)
+    model, plain = _with_head(), _with_head()
+    before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.variables]
+    optimizer = model.optimizer
+    found = kt.find_lr(model, x, y, num_steps=60, where="head")
+    np.testing.assert_array_equal(found.losses, by_hand.losses)
+    body = kt.find_lr(model, x, y, num_steps=60, where=["body"], confirm=2)
+    assert not np.array_equal(body.losses, found.losses)
+    assert len(body.confirmed) == 2
+    assert model.optimizer is optimizer
+    assert all(layer.trainable for layer in model._flatten_layers())
+    for old, new in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(old, keras.ops.convert_to_numpy(new))
+    options = {"epochs": 2, "shuffle": False, "verbose": 0}
+    assert model.fit(x, y, **options).history == plain.fit(x, y, **options).history
+
+
+def test_where_is_checked(data):
+    model = _with_head(frozen=True)
+    with pytest.raises(
+        ValueError, match="`where` must be such that it matches a layer"
+    ):
+        kt.find_lr(model, *data, where="haed")
+    with pytest.raises(ValueError, match=r"layers that train .kt.transfer.unfreeze"):
+        kt.find_lr(model, *data, where="body")
+    with pytest.raises(ValueError, match="`where` must be None where `optimizer`"):
+        kt.find_lr(model, *data, where="head", optimizer="optimizer")
+    assert [layer.trainable for layer in model.layers[1:]] == [False, True]

@@ -1,7 +1,8 @@
 """Which layers of a model train."""
 
+import contextlib
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import keras
@@ -86,6 +87,29 @@ def meant(
     selectors = check_selectors(names[0], layers)
     check_all_used(names[0], chains, selectors)
     return [chain for chain in chains if selected(chain, selectors)]
+
+
+@contextlib.contextmanager
+def training_alone(model: keras.Model, where: Any) -> Iterator[None]:
+    """Holds all layers still but those that selectors match; None for all as they are.
+
+    What was frozen before stays frozen.
+    """
+    if where is None:
+        yield
+        return
+    chains = weighted_layers(model)
+    kept = {id(chain[-1]) for chain in meant(chains, where, names=("where", "start"))}
+    flags = trainable_flags(model)
+    try:
+        others = [chain for chain in chains if id(chain[-1]) not in kept]
+        set_trainable(model, others, False)
+        if not model.trainable_variables:
+            expected = "such that it matches layers that train (kt.transfer.unfreeze)"
+            reject("where", where, expected)
+        yield
+    finally:
+        restore_flags(flags)
 
 
 def set_trainable(model: keras.Model, chains: Iterable[Chain], value: bool) -> None:

@@ -1,4 +1,4 @@
-"""The rate of a cycle, found on the data of the fit that is beginning."""
+"""A rate that is found on the data of the fit that is beginning."""
 
 import json
 import os
@@ -6,62 +6,89 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import keras
-
 from keras_trainkit._checks import reject
 from keras_trainkit._keras.fitting import fit_arguments
-from keras_trainkit.lr_finder import LRFinderResult, find_lr
+from keras_trainkit.lr_finder import LRFinderResult, analyse
+from keras_trainkit.lr_finder._find import find_in_fit
 
 RATE_FILE = "keras_trainkit_rate.json"
-_INSTEAD = "find it beforehand: OneCycle(kt.find_lr(model, x, y).one_cycle)"
 
 
-def automatic_rate(
-    model: keras.Model, found: LRFinderResult | None
-) -> tuple[float, LRFinderResult | None]:
-    """The peak of a cycle for the fit in which a callback is being set up.
+def automatic_rate(callback: Any, argument: str, rule: str) -> float:
+    """The rate for the fit in which a callback is being set up.
+
+    It becomes `callback.found`, and is part of the backups of the fit. The model is as
+    it was afterwards.
 
     Args:
-        model: The model, which is as it was afterwards.
-        found: What the same callback found before, which is kept.
+        callback: The callback, with what it found before, which is kept.
+        argument: Which of its arguments is `"auto"`, for errors.
+        rule: `"suggestion"` or `"one_cycle"`: which of the rates.
     """
-    fit = fit_arguments(model)
-    if found is not None and found.one_cycle is not None:
-        return found.one_cycle, found
-    if fit is None or type(model).fit is not keras.Model.fit:
-        reject("max_lr", "auto", f"a rate outside of Keras's own `fit`; {_INSTEAD}")
+    if callback.found is not None:
+        return _rate(callback.found, argument, rule)
+    fit = fit_arguments(callback.model)
+    name = type(callback).__name__
+    instead = f"find it beforehand: {name}(kt.find_lr(model, x, y).{rule})"
+    if fit is None:
+        reject(argument, "auto", f"a rate outside of `fit`; {instead}")
     files = [Path(folder, RATE_FILE) for folder in _backups(fit["callbacks"])]
+    found = next((_read(file) for file in files if _goes_on(file)), None)
+    where = "of the backup"
+    if found is None:
+        if fit["initial_epoch"]:
+            reject(
+                argument,
+                "auto",
+                f"the rate of the training that goes on in epoch "
+                f"{fit['initial_epoch']}, which its line and its history show",
+            )
+        if isinstance(fit["x"], Iterator):
+            # Its batches would be missing in the training.
+            expected = f"a rate for data that can be read once; {instead}"
+            reject(argument, "auto", expected)
+        found = find_in_fit(callback.model, fit)
+        where = f"found in {len(found.lrs)} steps"
+    rate = _rate(found, argument, rule)
     for file in files:
-        if file.exists():
-            return float(json.loads(file.read_text("utf-8"))["max_lr"]), None
-    if fit["initial_epoch"]:
-        expected = "the rate of the training that goes on in epoch "
-        reject("max_lr", "auto", f"{expected}{fit['initial_epoch']}")
-    result = _found(model, fit)
-    rate = result.one_cycle
-    if rate is None:
-        reject("max_lr", "auto", f"a rate, since none was found ({result.verdict})")
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_suffix(".partial")
-        scratch.write_text(json.dumps({"max_lr": rate}), encoding="utf-8")
-        os.replace(scratch, file)
+        _write(file, found)
     if fit["verbose"]:
-        print(f"OneCycle: max_lr={rate:.3g}, found in {len(result.lrs)} steps")
-    return rate, result
+        print(f"{name}: {argument}={rate:.3g}, {where}")
+    callback.found = found
+    return rate
 
 
-def _found(model: keras.Model, fit: dict[str, Any]) -> LRFinderResult:
-    x = fit["x"]
-    if isinstance(x, Iterator):
-        # Its batches would be missing in the training.
-        expected = f"a rate for data that can be read once; {_INSTEAD}"
-        reject("max_lr", "auto", expected)
-    options = {"sample_weight": fit["sample_weight"], "batch_size": fit["batch_size"]}
-    return find_lr(model, x, fit["y"], class_weight=fit["class_weight"], **options)
+def _rate(found: LRFinderResult, argument: str, rule: str) -> float:
+    rate = getattr(found, rule)
+    if rate is None:
+        expected = (
+            f"a rate, since a range test found none ({found.verdict}): "
+            "`kt.diagnostics.check_up(model, x, y)` looks for the reason"
+        )
+        reject(argument, "auto", expected)
+    return float(rate)
 
 
 def _backups(callbacks: Any) -> list[str]:
     """The folders of `BackupAndRestore` and `Resumable`."""
+    callbacks = getattr(callbacks, "callbacks", callbacks)
     callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
     return [one.backup_dir for one in callbacks if hasattr(one, "backup_dir")]
+
+
+def _goes_on(file: Path) -> bool:
+    """Whether there is a backup beside the rate: without one the training is new."""
+    return file.exists() and any(other != file for other in file.parent.iterdir())
+
+
+def _read(file: Path) -> LRFinderResult:
+    saved = json.loads(file.read_text("utf-8"))
+    return analyse(saved["lrs"], saved["losses"])
+
+
+def _write(file: Path, found: LRFinderResult) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".partial")
+    saved = {"lrs": found.lrs.tolist(), "losses": found.losses.tolist()}
+    scratch.write_text(json.dumps(saved), encoding="utf-8")
+    os.replace(scratch, file)

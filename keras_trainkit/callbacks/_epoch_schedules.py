@@ -1,6 +1,7 @@
 """Schedules as callbacks, with epochs as the unit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 from keras.optimizers.schedules import ExponentialDecay, PiecewiseConstantDecay
@@ -8,7 +9,9 @@ from keras.optimizers.schedules import ExponentialDecay, PiecewiseConstantDecay
 from keras_trainkit import schedules
 from keras_trainkit._checks import check_positive, reject
 from keras_trainkit._types import Schedule
+from keras_trainkit.callbacks._automatic_rate import automatic_rate
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
+from keras_trainkit.lr_finder import LRFinderResult
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -21,7 +24,18 @@ class ApplySchedule(ScheduleCallback):
     again.
 
     Args:
-        schedule: A `LearningRateSchedule`, of `kt.schedules` or Keras's, of the batch.
+        schedule: A `LearningRateSchedule`, of `kt.schedules` or Keras's, of the batch;
+            or `"auto"`, to find a rate before the first step as
+            `kt.callbacks.OneCycle("auto")` does, and train with `found.suggestion`.
+        make: With `"auto"`, a function of the rate that returns the schedule, such as
+            `lambda rate: kt.schedules.Step(rate, 500)`; by default the rate is
+            constant.
+
+    Attributes:
+        found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before.
+
+    Raises:
+        ValueError: If an argument is wrong; from `fit`, if no rate can be found.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -37,15 +51,39 @@ class ApplySchedule(ScheduleCallback):
         [0.5, 0.25, 0.125]
     """
 
-    def __init__(self, schedule: Schedule):
+    def __init__(
+        self,
+        schedule: Schedule | str,
+        make: Callable[[float], Schedule] | None = None,
+    ):
         super().__init__()
-        if not isinstance(schedule, LearningRateSchedule):
-            reject("schedule", schedule, "a LearningRateSchedule")
-        self.schedule = schedule
+        self._finds = isinstance(schedule, str) and schedule == "auto"
+        if not self._finds:
+            _check(schedule)
+            if make is not None:
+                reject("make", make, 'None unless `schedule` is "auto"')
+        elif make is not None and not callable(make):
+            reject("make", make, "a function of the rate that returns a schedule")
+        self.schedule, self.make = schedule, make
+        self.found: LRFinderResult | None = None
+
+    def set_params(self, params):
+        """Find the rate, if wanted, and let the optimizer follow the schedule."""
+        if self._finds:
+            make = self.make or schedules.Constant
+            rate = automatic_rate(self, "schedule", "suggestion")
+            self.schedule = _check(make(rate))
+        super().set_params(params)
 
     def make_schedules(self, optimizer, steps_per_epoch):
         """The schedule as it was given."""
         return self.schedule, None
+
+
+def _check(schedule: Any) -> Schedule:
+    if not isinstance(schedule, LearningRateSchedule):
+        reject("schedule", schedule, 'a LearningRateSchedule or "auto"')
+    return schedule
 
 
 class _EpochSchedule(ScheduleCallback):

@@ -30,9 +30,12 @@ class OneCycle(ScheduleCallback):
 
     Args:
         max_lr: The highest learning rate; or `"auto"`, to find it before the first step
-            with `kt.find_lr` on the data of the fit, which costs some hundred steps and
-            prints a line where the fit prints. It is not found anew by a later fit with
-            the same callback, nor by one that `BackupAndRestore` resumes.
+            with `kt.find_lr` on the data of the fit, which costs some hundred steps
+            (three times as many again where the first test is not clear) and prints a
+            line where the fit prints. It is not found anew by a later fit with the same
+            callback, nor by one that `BackupAndRestore` or `kt.callbacks.Resumable`
+            resumes. A fit that goes on from a `.keras` file is refused: give it the
+            rate.
         momentum: `(base, max)`: the momentum at the peak of the rate, and at the
             beginning and the end. None leaves the momentum alone.
         total_steps: Length of the cycle in batches; by default all of the `fit`.
@@ -43,8 +46,7 @@ class OneCycle(ScheduleCallback):
         three_phase: As in `kt.schedules.OneCycle`.
 
     Attributes:
-        found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before,
-            and where the rate comes from a backup.
+        found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before.
 
     Raises:
         ValueError: If an argument is wrong; from `fit`, if the number of batches is
@@ -114,7 +116,7 @@ class OneCycle(ScheduleCallback):
     def set_params(self, params):
         """Find the rate, if wanted, and let the optimizer follow the cycle."""
         if self._finds:
-            self.max_lr, self.found = automatic_rate(self.model, self.found)
+            self.max_lr = automatic_rate(self, "max_lr", "one_cycle")
         super().set_params(params)
 
     def _make(self, total_steps):

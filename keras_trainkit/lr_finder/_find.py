@@ -1,15 +1,19 @@
 """The range test."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
 
 from keras_trainkit._checks import check_integer, reject, reject_model
+from keras_trainkit._model.select import Selector
 from keras_trainkit._training.state import as_it_was
+from keras_trainkit._training.trainable import training_alone
 from keras_trainkit.lr_finder._analyse import (
     DIVERGES,
+    NO_DESCENT,
     NOISY,
     STILL_FALLING,
     LRFinderResult,
@@ -23,10 +27,16 @@ from keras_trainkit.lr_finder._range_test import (
     random_states_kept,
 )
 
+MIN_LR, MAX_LR = 1e-7, 10.0
 # A test that was not clear is repeated with this many times the steps, and its range
 # this many times wider at the lower and at the upper end.
 _LONGER = 3
-_RETRIES = {NOISY: (1, 1), STILL_FALLING: (1, 100), DIVERGES: (1000, 1)}
+_RETRIES = {
+    NO_DESCENT: (1, 1),
+    NOISY: (1, 1),
+    STILL_FALLING: (1, 100),
+    DIVERGES: (1000, 1),
+}
 
 
 def find_lr(
@@ -34,8 +44,8 @@ def find_lr(
     x: Any,
     y: Any = None,
     *,
-    min_lr: float = 1e-7,
-    max_lr: float = 10.0,
+    min_lr: float = MIN_LR,
+    max_lr: float = MAX_LR,
     num_steps: int | None = None,
     batch_size: int | None = None,
     sample_weight: Any = None,
@@ -46,6 +56,7 @@ def find_lr(
     monitor: str = "loss",
     stop_factor: float | None = 8.0,
     skip_start: int = 0,
+    where: Selector | Sequence[Selector] | None = None,
     confirm: int | None = None,
 ) -> LRFinderResult:
     """Find the learning rate with a range test, and leave the model as it was.
@@ -65,10 +76,10 @@ def find_lr(
         min_lr: The first learning rate.
         max_lr: The last learning rate.
         num_steps: Number of steps, by default an epoch, but no fewer than 100 and no
-            more than 300. By default, too, a test that is noisy, still falling or
-            diverges at once is repeated with three times the steps, in a range that is
-            wider where it has to be, unless `x` is an iterator; the result has the
-            first one as `first`.
+            more than 300. By default, too, a test whose verdict is not "clear" is
+            repeated once with three times the steps, in a range that is wider where it
+            has to be, unless `x` is an iterator; the result has the first one as
+            `first`.
         batch_size: Rows of a batch where `x` is an array; 32 by default.
         sample_weight: A weight for each row, where `x` is an array.
         class_weight: A weight for each class, as in `fit`.
@@ -81,6 +92,10 @@ def find_lr(
         stop_factor: End the test at a loss this many times the first ones; None to go
             on to `max_lr`, whatever happens.
         skip_start: Number of steps at the beginning whose losses do not count.
+        where: Which layers to find the rate for, the others being held still as
+            `kt.transfer.freeze` holds them: a layer, a type of layers, a regular
+            expression that matches the whole of a layer's name or path, a function of a
+            layer, or a list of these. By default all layers that train.
         confirm: Number of rates from a third to three times the suggestion to try in
             short trainings from the same state; the best becomes the suggestion. All
             of them train for half of `num_steps`, the better half for twice as long,
@@ -91,8 +106,8 @@ def find_lr(
         An `LRFinderResult`.
 
     Raises:
-        ValueError: If an argument is wrong, the model is not compiled, or several
-            optimizers train it and none is named.
+        ValueError: If an argument is wrong, the model is not compiled, no layer that
+            trains matches `where`, or several optimizers train it and none is named.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -109,58 +124,97 @@ def find_lr(
         arXiv:1506.01186, section 3.3.
     """
     _check_model(model)
+    search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
+    if where is not None and optimizer is not None:
+        reject("where", where, "None where `optimizer` names one of several")
+    search.where = where
+    test = {
+        "scale": scale,
+        "optimizer": optimizer,
+        "monitor": monitor,
+        "stop_factor": stop_factor,
+        "skip_start": skip_start,
+    }
+    return _searched(search, min_lr, max_lr, num_steps, confirm, test)
+
+
+def find_in_fit(model: keras.Model, fit: dict[str, Any]) -> LRFinderResult:
+    """`find_lr` on the data of a fit that is beginning.
+
+    Args:
+        model: The model.
+        fit: The arguments of Keras's own `fit`, which a `fit` of the model's own may
+            have prepared: they go to Keras's.
+    """
+    names = ("x", "y", "batch_size", "sample_weight", "class_weight")
+    search = _Search(model, *(fit[name] for name in names), seed=0, own_fit=False)
+    return _searched(search, MIN_LR, MAX_LR, None, None, {})
+
+
+def _searched(search, min_lr, max_lr, num_steps, confirm, test) -> LRFinderResult:
     if confirm is not None:
         check_integer("confirm", confirm, minimum=2)
-    search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
+        if search.once:
+            expected = "arrays or a dataset with `confirm`: an iterator is used up"
+            reject("x", "an iterator", expected)
     count = search.default_steps() if num_steps is None else num_steps
 
     def range_test(low: float, high: float, steps: int) -> LRFinderResult:
-        test = RangeTest(
-            low, high, steps, scale, optimizer, monitor, stop_factor, skip_start
-        )
-        search.run(test)
-        return test.result()
+        one = RangeTest(low, high, steps, **test)
+        search.run(one)
+        return one.result()
 
     found = range_test(min_lr, max_lr, count)
-    if num_steps is None and found.verdict in _RETRIES and not isinstance(x, Iterator):
+    if num_steps is None and found.verdict in _RETRIES and not search.once:
         down, up = _RETRIES[found.verdict]
         again = range_test(min_lr / down, max_lr * up, _LONGER * count)
         found = replace(again, first=found)
     if confirm is None or found.suggestion is None:
         return found
-    if isinstance(x, Iterator):
-        reject("x", x, "arrays or a dataset with `confirm`: an iterator is used up")
-    return confirmed(found, search.run, confirm, count, optimizer, monitor)
+    one_rate = {name: test[name] for name in ("optimizer", "monitor")}
+    return confirmed(found, search.run, confirm, count, **one_rate)
 
 
 class _Search:
     """Runs tests on a model, each from the state in which it is."""
 
-    def __init__(self, model, x, y, batch_size, sample_weight, class_weight, seed):
-        self._model, self._given = model, (x, y, sample_weight, class_weight)
+    def __init__(
+        self, model, x, y, batch_size, sample_weight, class_weight, seed, own_fit=True
+    ):
+        own_fit = own_fit and type(model).fit is not keras.Model.fit
+        self._fit = model.fit if own_fit else partial(keras.Model.fit, model)
+        self._model = model
+        self._given = x, y, sample_weight, class_weight, own_fit
         self._batch_size, self._seed = batch_size, seed
-        self._data: FitData | None = FitData(model, *self._given)
+        self._data: FitData | None = FitData(*self._given)
+        self.where: Any = None
+        # What yields its batches once.
+        self.once = isinstance(x, Iterator)
 
     def default_steps(self) -> int:
         """The number of steps that fits the data."""
-        data = self._data or FitData(self._model, *self._given)
+        data = self._data or FitData(*self._given)
         return default_steps(data.length(self._batch_size))
 
     def run(self, test: RangeTest) -> None:
         """Make the steps of a test, and put the model back."""
         model = self._model
         # Each test has the batches from the first on.
-        data, self._data = self._data or FitData(model, *self._given), None
+        data, self._data = self._data or FitData(*self._given), None
         data.length(self._batch_size)
-        options = data.options(model, len(test.lrs), self._batch_size, self._seed)
+        options = data.options(len(test.lrs), self._batch_size, self._seed)
         data.build(model)
         history = getattr(model, "history", None), model.stop_training
         try:
-            with random_states_kept(), as_it_was(model):
+            with (
+                random_states_kept(),
+                as_it_was(model),
+                training_alone(model, self.where),
+            ):
                 # One step is one loss, also where a call runs many.
                 model.steps_per_execution = 1
                 with test.installed(model):
-                    model.fit(**options, callbacks=[Watch(test)], verbose=0)
+                    self._fit(**options, callbacks=[Watch(test)], verbose=0)
         except BaseException as error:
             # TensorFlow reports an error in the data as one of its own.
             if data.error is not None:

@@ -28,11 +28,12 @@ class FitData:
     generator, which goes on with a new pass where one ends.
     """
 
-    def __init__(self, model, x, y, sample_weight, class_weight):
+    def __init__(self, x, y, sample_weight, class_weight, own_fit):
         if x is None:
             reject("x", x, "arrays or a dataset")
         if class_weight is not None and not isinstance(class_weight, dict):
             reject("class_weight", class_weight, "a dict from class to weight")
+        self._own_fit = own_fit
         self.error: BaseException | None = None
         self._class_weight = class_weight
         if y is not None or is_arrays(x):
@@ -57,7 +58,7 @@ class FitData:
         self._x = x
         self._first: tuple = ()
         # A `fit` of the model's own takes arrays or datasets, as a rule.
-        self._as_it_is = _is_dataset(x) or type(model).fit is not keras.Model.fit
+        self._as_it_is = _is_dataset(x) or own_fit
         self._batches, self._length = batches_of(x)
         if self._length == 0:
             reject("x", x, "at least one batch")
@@ -90,7 +91,7 @@ class FitData:
             # Without a `call`: a GAN whose parts are built, say.
             return
 
-    def options(self, model, num_steps: int, batch_size: Any, seed: int) -> dict:
+    def options(self, num_steps: int, batch_size: Any, seed: int) -> dict:
         """The arguments of `fit` for so many steps."""
         # Arrays come in the order of `seed`, and Keras warns where it cannot shuffle.
         options: dict[str, Any] = {"shuffle": False}
@@ -106,7 +107,7 @@ class FitData:
             options |= {"x": self._x, "epochs": epochs}
         else:
             return options | {"x": self._generator(num_steps)}
-        if type(model).fit is keras.Model.fit:
+        if not self._own_fit:
             options = keras.tree.map_structure(_text_as_tensor, options)
         if self._class_weight is not None:
             options["class_weight"] = self._class_weight

@@ -39,7 +39,7 @@ class RangeTest:
         min_lr,
         max_lr,
         num_steps,
-        scale,
+        scale="exponential",
         optimizer=None,
         monitor="loss",
         stop_factor=8.0,

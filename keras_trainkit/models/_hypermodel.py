@@ -22,7 +22,7 @@ def hypermodel(
     num_classes: int,
     num_layers: tuple[int, int] = (1, 4),
     units: tuple[int, int] = (50, 300),
-    max_lr: tuple[float, float] = (1e-3, 0.3),
+    max_lr: tuple[float, float] | str = (1e-3, 0.3),
     batch_size: Sequence[int] = (32, 64, 128),
     dropout_rate: tuple[float, float] | None = None,
     **overrides: Any,
@@ -42,7 +42,9 @@ def hypermodel(
         units: Least and largest width of the hidden layers (`units`), all of the same,
             evenly in the logarithm.
         max_lr: Least and largest peak of the cycle's learning rate (`max_lr`), evenly
-            in the logarithm.
+            in the logarithm; or `"auto"`, for each trial to find it on its data, as
+            `kt.callbacks.OneCycle("auto")` does. It is then among the trial's values,
+            and not part of the search.
         batch_size: The batch sizes (`batch_size`), unless `search` is given one.
         dropout_rate: Least and largest dropout rate (`dropout_rate`); None to leave it
             to the preset.
@@ -84,8 +86,9 @@ def hypermodel(
         _check_bounds(argument, bounds)
         for bound in bounds:
             check_integer(argument, bound, minimum=1)
-    _check_bounds("max_lr", max_lr)
-    check_positive("max_lr", max_lr[0])
+    if max_lr != "auto":
+        _check_bounds("max_lr", max_lr, "a pair (low, high) with low <= high or 'auto'")
+        check_positive("max_lr", max_lr[0])
     for size in batch_size or [0]:
         check_integer("batch_size", size, minimum=1)
     if dropout_rate is not None:
@@ -113,14 +116,19 @@ def hypermodel(
             width = hp.Int("units", *units, sampling="log")
             hidden = [width] * depth
             model = build_mlp(input_shape, num_classes, name, hidden, **changes)
-            rate = hp.Float("max_lr", *max_lr, sampling="log")
+            rate = None
+            if max_lr != "auto":
+                rate = hp.Float("max_lr", *max_lr, sampling="log")
             return PRESETS[name].compile(model, rate)
 
         def fit(self, hp, model, *args, callbacks=(), **kwargs):
             if "batch_size" not in kwargs:
                 kwargs["batch_size"] = hp.Choice("batch_size", list(batch_size))
-            cycle = OneCycle(hp.get("max_lr"))
-            return model.fit(*args, callbacks=[*callbacks, cycle], **kwargs)
+            # A trial that goes on with another one, as Hyperband's do, has its rate.
+            cycle = OneCycle(hp.values.get("max_lr", "auto"))
+            history = model.fit(*args, callbacks=[*callbacks, cycle], **kwargs)
+            hp.values["max_lr"] = cycle.max_lr
+            return history
 
     return PresetSpace()
 
@@ -129,8 +137,9 @@ def _dropout(preset: str) -> str:
     return "alpha" if PRESETS[preset].self_normalizing else "dropout"
 
 
-def _check_bounds(name: str, bounds: Any) -> None:
-    expected = "a pair (low, high) with low <= high"
+def _check_bounds(
+    name: str, bounds: Any, expected: str = "a pair (low, high) with low <= high"
+) -> None:
     if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
         reject(name, bounds, expected)
     if bounds[0] > bounds[1]:

@@ -136,10 +136,17 @@ class Preset:
         model.compile(**{**settings, **kwargs})
         return model
 
-    def callbacks(self, max_lr: float | None = None) -> list[keras.callbacks.Callback]:
-        """One cycle up to `max_lr` (default: the preset's rate) and early stopping.
+    def callbacks(
+        self, max_lr: float | str | None = None
+    ) -> list[keras.callbacks.Callback]:
+        """One cycle and early stopping, which needs `validation_data` in `fit`.
 
-        Early stopping needs `validation_data` in `fit`.
+        Args:
+            max_lr: The highest rate of the cycle, by default the preset's; or `"auto"`,
+                to find it as `kt.callbacks.OneCycle("auto")` does.
+
+        Returns:
+            The callbacks, `OneCycle` first.
         """
         return [
             OneCycle(self.learning_rate if max_lr is None else max_lr),

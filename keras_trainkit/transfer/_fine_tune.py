@@ -29,7 +29,7 @@ def fine_tune(
     *,
     epochs: int,
     freeze_epochs: int = 1,
-    learning_rate: float | None = None,
+    learning_rate: float | str | None = None,
     lr_mult: float = 100.0,
     head: Selector | Sequence[Selector] | None = None,
     batch_norm: bool = True,
@@ -51,7 +51,9 @@ def fine_tune(
         epochs: Epochs for the whole model.
         freeze_epochs: Epochs for the head alone; 0 for none.
         learning_rate: The highest rate of the first cycle; by default the optimizer's
-            own. `kt.find_lr` finds one.
+            own. With `"auto"` it is found on the data of the first fit, as
+            `kt.callbacks.OneCycle("auto")` does, with only the head training; without
+            such a fit, for the highest layer with all of them training.
         lr_mult: How much faster the highest layer learns than the lowest, >= 1.
         head: What to train first, as in `kt.transfer.unfreeze`; by default the last
             layer with weights.
@@ -93,13 +95,17 @@ def fine_tune(
         reject("model", getattr(model, "name", model), "a compiled model")
     rate = _rate(model, learning_rate)
 
-    def train(epochs: int, max_lr: float, **cycle: Any) -> keras.callbacks.History:
-        cycles = [*callbacks, OneCycle(max_lr, **cycle)]
-        return model.fit(x, y, epochs=epochs, callbacks=cycles, **kwargs)
+    def train(what: str, epochs: int, max_lr: float | str, **shape: Any) -> float:
+        if kwargs.get("verbose", "auto"):
+            print(f"fine_tune: {what}")
+        cycle = OneCycle(max_lr, **shape)
+        options = {"epochs": epochs, "callbacks": [*callbacks, cycle], **kwargs}
+        histories.append(model.fit(x, y, **options))
+        return cycle.max_lr
 
     original = core_optimizer(model)
     flags = trainable_flags(model)
-    histories = []
+    histories: list[keras.callbacks.History] = []
     try:
         with weights_back_on_error(model):
             install(model, fresh_copy(model))
@@ -108,12 +114,14 @@ def fine_tune(
                 freeze(model)
                 unfreeze(model, head, since=since)
                 # fast.ai's `pct_start` for the frozen part, and `div` for the other.
-                histories.append(train(freeze_epochs, rate, pct_start=0.99))
+                rate = train("the head", freeze_epochs, rate, pct_start=0.99)
             unfreeze(model, batch_norm=batch_norm)
-            top = rate / 2
+            top = rate if isinstance(rate, str) else rate / 2
             plain = core_optimizer(model)
-            install(model, layerwise(plain, slice(top / lr_mult, top)))
-            histories.append(train(epochs, top, pct_start=0.3, div_factor=5.0))
+            # A rate that is still to be found is a multiple of the optimizer's own.
+            high = _own_rate(plain) if isinstance(top, str) else top
+            install(model, layerwise(plain, slice(high / lr_mult, high)))
+            train("the whole model", epochs, top, pct_start=0.3, div_factor=5.0)
     except BaseException:
         restore_flags(flags)
         install(model, original)
@@ -122,13 +130,20 @@ def fine_tune(
     return _joined(histories)
 
 
-def _rate(model: keras.Model, learning_rate: float | None) -> float:
+def _rate(model: keras.Model, learning_rate: float | str | None) -> float | str:
+    if learning_rate == "auto":
+        return "auto"
     if learning_rate is not None:
         return check_positive("learning_rate", learning_rate)
     optimizer = core_optimizer(model)
     if has_schedule(optimizer):
-        reject("learning_rate", None, "a number where the optimizer has a schedule")
-    return float(optimizer.learning_rate)
+        reject("learning_rate", None, "given where the optimizer has a schedule")
+    return _own_rate(optimizer)
+
+
+def _own_rate(optimizer: keras.optimizers.Optimizer) -> float:
+    """The rate of an optimizer; 1, whatever its schedule."""
+    return 1.0 if has_schedule(optimizer) else float(optimizer.learning_rate)
 
 
 def _joined(histories: list[keras.callbacks.History]) -> keras.callbacks.History:
