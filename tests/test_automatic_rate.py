@@ -144,7 +144,7 @@ def test_a_test_that_is_not_clear_is_repeated_with_more_steps():
     model.fit(X, Y, sample_weight=weight, verbose=0, callbacks=[callback])
     found = callback.found
     assert found.first.verdict != "clear"
-    assert len(found.lrs) == 3 * len(found.first.lrs)
+    assert len(found.lrs) > 2 * len(found.first.lrs)
 
 
 def test_fine_tune_trains_at_half_the_rate_that_is_found_for_the_head(capsys):
