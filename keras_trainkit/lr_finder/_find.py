@@ -147,7 +147,8 @@ def find_in_fit(model: keras.Model, fit: dict[str, Any]) -> LRFinderResult:
             have prepared: they go to Keras's.
     """
     names = ("x", "y", "batch_size", "sample_weight", "class_weight")
-    search = _Search(model, *(fit[name] for name in names), seed=0, own_fit=False)
+    given = {name: fit[name] for name in names}
+    search = _Search(model, **given, seed=0, own_fit=False)
     return _searched(search, MIN_LR, MAX_LR, None, None, {})
 
 
