@@ -629,9 +629,9 @@ def test_the_command(tmp_path, capsys):
     assert cli.main([*command, "--loss", "no_such_loss"]) == 1
     assert "no_such_loss" in capsys.readouterr().err
     assert cli.main(["check", str(model), "--data", str(model)]) == 1
-    assert "is not an .npz file with arrays x, y" in capsys.readouterr().err
+    assert "is not an .npz file with arrays x and y" in capsys.readouterr().err
     assert cli.main(["check", str(data), "--data", str(data)]) == 1
-    assert "cannot be loaded" in capsys.readouterr().err
+    assert "is not a .keras file" in capsys.readouterr().err
     plain = tmp_path / "plain.keras"
     keras.Sequential([keras.Input((6,)), layers.Dense(3)]).save(plain)
     assert cli.main(["check", str(plain), "--data", str(data)]) == 1

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,11 @@ import keras_trainkit as kt
 from keras_trainkit import cli
 from keras_trainkit.cli import _command, _demo
 from keras_trainkit.cli._output import CommandError, whole_folder
+
+# The other backends start a process with TensorFlow for each file.
+_tensorflow_only = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="seconds for each file"
+)
 
 FILES = {
     "report.md",
@@ -228,10 +234,15 @@ def trained(tmp_path_factory):
             keras.layers.Dense(3, activation="softmax", name="head"),
         ]
     )
-    model.save(folder / "m.keras")
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, 6, 6, 1)).astype("float32")
-    np.savez(folder / "val.npz", x=x, y=rng.integers(0, 3, 40))
+    x = rng.normal(size=(300, 6, 6, 1)).astype("float32")
+    # The brightest of three parts.
+    y = x.reshape(300, 3, 12).mean(-1).argmax(-1)
+    model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    model.fit(x[:260], y[:260], 26, 10, verbose=0)
+    model.save(folder / "m.keras")
+    np.savez(folder / "train.npz", x=x[:260], y=y[:260])
+    np.savez(folder / "val.npz", x=x[260:], y=y[260:])
     return folder
 
 
@@ -244,11 +255,22 @@ def test_deploy(trained, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--fold", "--prune-channels", "0.5", "--quantize", "int8"]
     assert deploy(trained, out, *options) == 0
-    assert "| folded, fewer channels, int8 | LiteRT |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| folded, fewer channels, int8 | LiteRT |" in told
+    # What the cut cost, and that the uncut model is there in int8.
+    data = np.load(trained / "val.npz")
+    accuracy = [
+        np.mean(kt.export.predict_litert(out / name, data["x"]).argmax(-1) == data["y"])
+        for name in ("folded.tflite", "folded_fewer_channels.tflite")
+    ]
+    lost = 100 * (accuracy[0] - accuracy[1])
+    assert f"Cutting 50% of the channels cost {lost:.2f} points of accuracy" in told
+    assert "(folded_int8.tflite)" in told
     assert {path.name for path in out.iterdir()} == {
         "trained.tflite",
         "folded.keras",
         "folded.tflite",
+        "folded_int8.tflite",
         "folded_fewer_channels.keras",
         "folded_fewer_channels.tflite",
         "folded_fewer_channels_int8.tflite",
@@ -259,6 +281,142 @@ def test_deploy(trained, tmp_path, capsys):
     smaller = keras.saving.load_model(out / "folded_fewer_channels.keras")
     assert smaller.layers[0].filters == 4
     assert "has not been trained since" in (out / "report.md").read_text()
+
+
+def bytes_of_header(header, folder):
+    """What a C compiler, or without one a reader of C, finds in a header."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        body = header.read_text().split("{")[1].split("}")[0]
+        return bytes(int(number, 16) for number in body.split(","))
+    name = header.stem
+    code = (
+        f'#include "{header}"\n#include <stdio.h>\n#include <stdint.h>\n'
+        f"int main(void) {{ fwrite({name}, 1, {name}_len, stdout);\n"
+        f"return sizeof {name} != {name}_len || (uintptr_t){name} % 16; }}\n"
+    )
+    (folder / "main.c").write_text(code)
+    program = folder / "main"
+    subprocess.run([compiler, "-Wall", "-Werror", folder / "main.c", "-o", program],
+                   check=True)  # fmt: skip
+    return subprocess.run([program], check=True, capture_output=True).stdout
+
+
+@_tensorflow_only
+def test_deploy_trains_with_rounding_and_writes_c(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    train = ["--train", str(trained / "train.npz"), "--epochs", "1"]
+    options = [*train, "--quantize-aware", "--prune-channels", "0.25", "--c-array"]
+    assert deploy(trained, out, *options) == 0
+    told = capsys.readouterr().out
+    assert "channels and training on cost" in told
+    name = "trained_fewer_channels_trained_quantization_aware_int8"
+    assert (out / f"{name}.tflite").exists()
+    file = out / f"{name}_int8_inputs.tflite"
+    for details in (
+        *kt.export.load_litert(file).get_input_details(),
+        *kt.export.load_litert(file).get_output_details(),
+    ):
+        assert details["dtype"] is np.int8
+    assert bytes_of_header(out / "model.h", tmp_path) == file.read_bytes()
+    # The input, and what the convolution makes of it, are there at the same time.
+    told = (out / "model.h").read_text().splitlines()[0]
+    assert int(re.sub(r"\D", "", told)) >= 6 * 6 + 4 * 4 * 6
+
+
+@_tensorflow_only
+def test_deploy_takes_several_inputs_and_outputs(tmp_path, capsys):
+    a, b = keras.Input((3,), name="a"), keras.Input((2,), dtype="int32", name="b")
+    words = keras.layers.Flatten()(keras.layers.Embedding(9, 2)(b))
+    both = keras.layers.Concatenate()([a, words])
+    outputs = [
+        keras.layers.Dense(n, name=name)(both) for n, name in ((3, "p"), (1, "q"))
+    ]
+    keras.Model([a, b], outputs).save(tmp_path / "m.keras")
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x_a": rng.normal(size=(20, 3)),
+        "x_b": rng.integers(0, 9, (20, 2)),
+        "y_p": rng.integers(0, 3, 20),
+        "y_q": rng.normal(size=(20, 1)),
+    }
+    np.savez(tmp_path / "val.npz", **arrays)
+    assert deploy(tmp_path, tmp_path / "out", "--quantize", "int8") == 0
+    assert "| trained, int8 | LiteRT |" in capsys.readouterr().out
+    del arrays["y_q"]
+    np.savez(tmp_path / "val.npz", **arrays)
+    assert deploy(tmp_path, tmp_path / "out", "--force") == 1
+    assert "not an .npz file with arrays y_q" in capsys.readouterr().err
+
+
+# --- compress
+
+
+def compress(folder, out, *more, data="train.npz"):
+    files = ["--data", str(folder / data), "--validation", str(folder / "val.npz")]
+    arguments = ["compress", str(folder / "m.keras"), *files, "-o", str(out)]
+    return cli.main([*arguments, "--epochs", "1", *more])
+
+
+@_tensorflow_only
+def test_compress_reaches_a_size(trained, tmp_path, capsys):
+    out = tmp_path / "small.tflite"
+    assert compress(trained, out, "--max-kb", "5", "--c-array") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    data = np.load(trained / "val.npz")
+    outputs = kt.export.predict_litert(out, data["x"])
+    right = np.mean(outputs.argmax(-1) == data["y"])
+    size = out.stat().st_size
+    assert last.startswith(f"reached: {out}, {size / 1e3:,.1f} kB, {right:.2%} on")
+    assert size <= 5000
+    assert bytes_of_header(tmp_path / "small.h", tmp_path) == out.read_bytes()
+    assert kt.export.load_litert(out).get_input_details()[0]["dtype"] is np.int8
+
+
+@_tensorflow_only
+def test_compress_says_what_it_did_not_reach(trained, tmp_path, capsys):
+    out = tmp_path / "small.tflite"
+    limits = ["--max-kb", "0.1", "--time-limit", "0.001"]
+    assert compress(trained, out, *limits) == 3
+    assert capsys.readouterr().out.splitlines()[-1].startswith("not reached, the near")
+    assert out.stat().st_size > 100
+    assert compress(trained, out, *limits) == 1
+    assert "is there already; --force replaces it" in capsys.readouterr().err
+
+
+def test_compress_errors_are_one_line(trained, tmp_path, capsys):
+    whole = (trained / "train.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    np.savez(tmp_path / "nan.npz", x=np.full((60, 6, 6, 1), np.nan), y=np.zeros(60))
+    np.savez(tmp_path / "few.npz", x=np.ones((9, 6, 6, 1)), y=np.zeros(9, int))
+    np.savez(tmp_path / "words.npz", x=np.full((60, 6, 6, 1), "a"), y=np.zeros(60))
+    for data, expected in (
+        ("cut.npz", "is not an .npz file with arrays x and y"),
+        ("nan.npz", "values in x that are not finite numbers"),
+        ("words.npz", "must have numbers in x"),
+        ("few.npz", "`x` must be at least 50 rows"),
+        ("none.npz", "there is no file"),
+    ):
+        out = tmp_path / "small.tflite"
+        assert compress(trained, out, data=str(tmp_path / data)) == 1
+        error = capsys.readouterr().err
+        assert expected in error
+        assert error.count("\n") == 1
+        assert not out.exists()
+    assert compress(trained, tmp_path / "no" / "small.tflite") == 1
+    assert "must end in .tflite, in a folder that is there" in capsys.readouterr().err
+
+
+def test_deploy_options_that_contradict_each_other(trained, tmp_path, capsys):
+    train = ["--train", str(trained / "train.npz")]
+    for options, expected in (
+        (["--quantize-aware"], "needs training data: --train NPZ"),
+        (train, "--train needs --quantize-aware or --prune-channels"),
+        ([*train, "--quantize-aware", "--quantize", "dynamic"], "leave --quantize out"),
+        (["--c-array"], "--c-array needs --quantize int8"),
+    ):
+        assert deploy(trained, tmp_path / "out", *options) == 1
+        assert expected in capsys.readouterr().err
 
 
 def test_inspect(trained, capsys):

@@ -1,13 +1,9 @@
 """`keras-trainkit check`."""
 
-import warnings
 from pathlib import Path
 
-import keras
-import numpy as np
-
 import keras_trainkit as kt
-from keras_trainkit.cli._deploy import _first_line
+from keras_trainkit.cli._inputs import first_line, load_arrays, load_model
 from keras_trainkit.cli._output import CommandError
 
 
@@ -33,55 +29,14 @@ def run_check(
     Raises:
         CommandError: If something is missing or wrong; its message is one clear line.
     """
-    model = _load(model_path)
-    if loss is not None:
-        try:
-            model.compile(model.optimizer or "adam", keras.losses.get(loss))
-        except ValueError as error:
-            raise CommandError(_first_line(error)) from None
-    if not model.compiled:
-        raise CommandError(
-            f"{model_path} holds no loss and optimizer: give --loss, such as "
-            "--loss sparse_categorical_crossentropy"
-        )
-    data = _arrays(data_path)
+    model = load_model(model_path, loss, compile=True)
+    data = load_arrays(data_path, {"x", "y"})
     validation = (data["x_val"], data["y_val"]) if "x_val" in data else None
     try:
         found = kt.diagnostics.check_up(
             model, data["x"], data["y"], validation, batch_size=batch_size
         )
     except ValueError as error:
-        raise CommandError(_first_line(error)) from None
+        raise CommandError(first_line(error)) from None
     print(found.summary())
     return 0 if found.healthy else 3
-
-
-def _load(path: Path) -> keras.Model:
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
-    try:
-        with warnings.catch_warnings():
-            # An optimizer that has not taken a step has nothing to load.
-            warnings.simplefilter("ignore")
-            return keras.saving.load_model(path)
-    except Exception as error:
-        # A file from elsewhere can fail in any way; safe mode stays on.
-        raise CommandError(f"{path} cannot be loaded: {_first_line(error)}") from None
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (ValueError, OSError, AttributeError, TypeError):
-        arrays = {}
-    missing = {"x", "y"} - set(arrays)
-    if "x_val" in arrays:
-        missing |= {"y_val"} - set(arrays)
-    if missing:
-        raise CommandError(
-            f"{path} is not an .npz file with arrays {', '.join(sorted(missing))}"
-        )
-    return arrays

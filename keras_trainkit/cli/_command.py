@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if all went well, 1 on an error that one line explains,
-        2 on a wrong argument, 3 if `check` finds a fault, 130 on Ctrl-C.
+        2 on a wrong argument, 3 if `check` finds a fault or `compress` does not reach
+        what was asked for, 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
@@ -147,6 +148,24 @@ def _parser() -> argparse.ArgumentParser:
         help="quantize the LiteRT file of the last variant as well",
     )
     deploy.add_argument(
+        "--train",
+        type=Path,
+        metavar="NPZ",
+        help="training data, on which the model with fewer channels and the one of "
+        "--quantize-aware are trained",
+    )
+    deploy.add_argument(
+        "--quantize-aware",
+        action="store_true",
+        help="train the last variant with the rounding of int8 (needs --train)",
+    )
+    _add_training(deploy, epochs=3, learning_rate=1e-4)
+    deploy.add_argument(
+        "--c-array",
+        action="store_true",
+        help="write the last int8 file, with int8 inputs and outputs, as a C header",
+    )
+    deploy.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="folder to write"
     )
     deploy.add_argument(
@@ -161,6 +180,57 @@ def _parser() -> argparse.ArgumentParser:
     )
     deploy.set_defaults(run=_run_deploy, backend=None)
 
+    compress = commands.add_parser(
+        "compress",
+        help="the smallest int8 file within a loss, or the best within a size",
+        description="Cut, train, quantize and measure a trained model until its LiteRT "
+        "file is as small as asked for. Exits with 3 if that is not reached, and "
+        "writes the nearest.",
+    )
+    compress.add_argument("model", type=Path, help="a compiled model, a .keras file")
+    compress.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="NPZ",
+        help="training data: an .npz file with the arrays x and y",
+    )
+    compress.add_argument(
+        "--validation",
+        type=Path,
+        required=True,
+        metavar="NPZ",
+        help="data for the verdict, which is not used to choose",
+    )
+    compress.add_argument(
+        "--max-kb", type=_number, metavar="KB", help="largest file, in 1,000 bytes"
+    )
+    compress.add_argument(
+        "--max-drop",
+        type=_fraction,
+        metavar="DROP",
+        help="the most accuracy to lose, such as 0.01 (the default without --max-kb)",
+    )
+    _add_training(compress, epochs=2, learning_rate=None)
+    compress.add_argument(
+        "--batch-size", type=_positive, default=64, metavar="N", help="as you train"
+    )
+    compress.add_argument(
+        "--time-limit", type=_number, metavar="S", help="no step begins after S seconds"
+    )
+    compress.add_argument(
+        "--c-array",
+        action="store_true",
+        help="int8 inputs and outputs, and a C header beside the file",
+    )
+    compress.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="TFLITE", help="file to write"
+    )
+    compress.add_argument(
+        "--force", action="store_true", help="replace a file that is there"
+    )
+    compress.set_defaults(run=_run_compress, backend=None)
+
     inspect = commands.add_parser(
         "inspect",
         help="what could be folded, dropped and pruned in a model, and why not",
@@ -170,6 +240,27 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("model", type=Path, help="a .keras file")
     inspect.set_defaults(run=_run_inspect, backend=None)
     return parser
+
+
+def _add_training(
+    parser: argparse.ArgumentParser, epochs: int, learning_rate: float | None
+) -> None:
+    parser.add_argument("--loss", help="the loss, where the file has none or another")
+    parser.add_argument(
+        "--epochs",
+        type=_positive,
+        default=epochs,
+        metavar="N",
+        help="epochs of each training (default: %(default)s)",
+    )
+    told = "%(default)s" if learning_rate else "the one in the file"
+    parser.add_argument(
+        "--learning-rate",
+        type=_number,
+        default=learning_rate,
+        metavar="LR",
+        help=f"of each training (default: {told})",
+    )
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
@@ -191,19 +282,48 @@ def _run_check(arguments: argparse.Namespace) -> int:
 
 
 def _run_deploy(arguments: argparse.Namespace) -> int:
-    from keras_trainkit.cli._deploy import run_deploy
+    from keras_trainkit.cli._deploy import Plan, run_deploy
 
+    plan = Plan(
+        fold=arguments.fold,
+        ratio=arguments.prune_channels,
+        quantization=arguments.quantize,
+        quantize_aware=arguments.quantize_aware,
+        train=arguments.train,
+        loss=arguments.loss,
+        epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        c_array=arguments.c_array,
+    )
     run_deploy(
         arguments.model,
         arguments.data,
         arguments.out,
-        fold=arguments.fold,
-        ratio=arguments.prune_channels,
-        quantization=arguments.quantize,
+        plan,
         repetitions=arguments.repetitions,
         force=arguments.force,
     )
     return 0
+
+
+def _run_compress(arguments: argparse.Namespace) -> int:
+    from keras_trainkit.cli._compress import run_compress
+
+    return run_compress(
+        arguments.model,
+        arguments.data,
+        arguments.validation,
+        arguments.out,
+        max_kb=arguments.max_kb,
+        max_drop=arguments.max_drop,
+        loss=arguments.loss,
+        c_array=arguments.c_array,
+        force=arguments.force,
+        epochs=arguments.epochs,
+        learning_rate=arguments.learning_rate,
+        batch_size=arguments.batch_size,
+        time_limit=arguments.time_limit,
+    )
 
 
 def _run_inspect(arguments: argparse.Namespace) -> int:
@@ -220,6 +340,16 @@ def _fraction(text: str) -> float:
         value = -1.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be in (0, 1). Received: {text}")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number > 0. Received: {text}")
     return value
 
 

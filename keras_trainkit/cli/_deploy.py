@@ -1,7 +1,7 @@
 """`keras-trainkit deploy` and `inspect`."""
 
 import importlib.util
-import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,64 @@ import keras
 import numpy as np
 
 import keras_trainkit as kt
+from keras_trainkit._model.graph import is_graph
+from keras_trainkit._training.batches import num_rows, take
+from keras_trainkit.cli._inputs import first_line, load_data, load_model
 from keras_trainkit.cli._output import CommandError, whole_folder
 
 _CALIBRATION_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which variants to make.
+
+    Attributes:
+        fold: Whether to optimize for inference.
+        ratio: The fraction of the channels to take out, if any.
+        quantization: How to quantize the last variant's LiteRT file, if at all.
+        quantize_aware: Whether to train the last variant with the rounding of int8.
+        train: The `.npz` file to train on, if any.
+        loss: The loss to train with, where the model's file has none.
+        epochs: Epochs of a training.
+        learning_rate: Its learning rate.
+        c_array: Whether to write the last int8 file as a C header too, with int8 inputs
+            and outputs.
+    """
+
+    fold: bool = False
+    ratio: float | None = None
+    quantization: str | None = None
+    quantize_aware: bool = False
+    train: Path | None = None
+    loss: str | None = None
+    epochs: int = 3
+    learning_rate: float = 1e-4
+    c_array: bool = False
+
+    def check(self) -> None:
+        """Raise where the options contradict each other."""
+        if self.quantize_aware and self.train is None:
+            raise CommandError("--quantize-aware needs training data: --train NPZ")
+        if self.train and not (self.quantize_aware or self.ratio):
+            raise CommandError("--train needs --quantize-aware or --prune-channels")
+        if self.quantize_aware and self.quantization not in (None, "int8"):
+            raise CommandError("--quantize-aware gives int8: leave --quantize out")
+        if self.c_array and not self.in_int8:
+            raise CommandError("--c-array needs --quantize int8 or --quantize-aware")
+
+    @property
+    def in_int8(self) -> bool:
+        """Whether the last file is int8."""
+        return self.quantize_aware or self.quantization == "int8"
 
 
 def run_deploy(
     model_path: Path,
     data_path: Path,
     out: Path,
+    plan: Plan,
     *,
-    fold: bool = False,
-    ratio: float | None = None,
-    quantization: str | None = None,
     repetitions: int = 50,
     force: bool = False,
 ) -> Path:
@@ -31,9 +76,7 @@ def run_deploy(
         model_path: The `.keras` file.
         data_path: The `.npz` file with `x` and `y`.
         out: The folder to write; nothing appears there unless all of it succeeds.
-        fold: Whether to optimize for inference.
-        ratio: The fraction of the channels to take out, if any.
-        quantization: How to quantize the last variant's LiteRT file, if at all.
+        plan: Which variants to make.
         repetitions: Passes that are timed.
         force: Whether the folder may hold files already.
 
@@ -45,56 +88,139 @@ def run_deploy(
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise CommandError('deploy needs ai-edge-litert: pip install "ai-edge-litert"')
-    model = _load_model(model_path)
-    x, y = _load_data(data_path, model)
+    plan.check()
+    model = load_model(model_path, plan.loss, compile=plan.train is not None)
+    x, y = load_data(data_path, model)
+    training = None if plan.train is None else load_data(plan.train, model)
     with whole_folder(out, force) as folder:
+        variants = _Variants(model, folder, x, plan, training)
         try:
-            report = _make_variants(
-                model, x, y, folder, fold, ratio, quantization, repetitions
+            variants.make()
+            report = kt.export.deployment_report(
+                variants.found, x, y, repetitions=repetitions
             )
         except (ValueError, RuntimeError) as error:
-            raise CommandError(_first_line(error)) from None
-        title = f"# Deployment report: {model_path.name}\n\n"
-        note = ""
-        if ratio is not None:
-            note = "\n\nThe variant with fewer channels has not been trained since."
+            raise CommandError(first_line(error)) from None
+        notes = variants.notes(report)
+        note = "".join(f"\n\n{text}" for text in notes)
         if importlib.util.find_spec("matplotlib"):
             _save_figure(report, folder / "report.png")
             note += "\n\n![The variants side by side](report.png)"
-        text = f"{title}{report.to_markdown()}{note}\n"
+        text = (
+            f"# Deployment report: {model_path.name}\n\n{report.to_markdown()}{note}\n"
+        )
         (folder / "report.md").write_text(text, encoding="utf-8")
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
     print(report.to_markdown())
-    print(f"\nwritten to {out}")
+    print(*notes, f"written to {out}", sep="\n\n")
     return out / "report.md"
 
 
-def _make_variants(model, x, y, folder, fold, ratio, quantization, repetitions):
-    sample = np.random.default_rng(0).permutation(x)[:_CALIBRATION_ROWS]
-    variants: dict[str, Any] = {"trained, in Keras": model}
+@dataclass
+class _Variants:
+    """Makes the variants of a plan, each from the one before it.
 
-    def file(name: str, suffix: str) -> Path:
-        return folder / f"{name.replace(', ', '_').replace(' ', '_')}{suffix}"
+    Attributes:
+        found: By name, for the report.
+    """
 
-    def export(name: str, variant: keras.Model, how: str | None = None) -> None:
-        variants[name] = kt.export.to_litert(
-            variant, file(name, ".tflite"), how, sample
-        )
+    model: keras.Model
+    folder: Path
+    x: Any
+    plan: Plan
+    training: tuple[Any, Any] | None
+    found: dict[str, Any] = field(default_factory=dict)
 
-    export("trained", model)
-    last, name = model, "trained"
-    if fold:
-        last, name = kt.export.optimize_for_inference(model), "folded"
-        last.save(file(name, ".keras"))
-        export(name, last)
-    if ratio is not None:
-        result = kt.pruning.prune_channels(last, ratio)
-        last, name = result.model, f"{name}, fewer channels"
-        last.save(file(name, ".keras"))
-        export(name, last)
-    if quantization is not None:
-        export(f"{name}, {quantization}", last, quantization)
-    return kt.export.deployment_report(variants, x, y, repetitions=repetitions)
+    def make(self) -> None:
+        plan, last, name = self.plan, self.model, "trained"
+        self.found["trained, in Keras"] = last
+        self._export(name, last)
+        if plan.fold:
+            last, name = kt.export.optimize_for_inference(last), "folded"
+            self._export(name, last, keep=True)
+        if plan.ratio is not None:
+            self._export(f"{name}, int8", last, "int8")
+            self.uncut = name
+            last = kt.pruning.prune_channels(last, plan.ratio).model
+            name = f"{name}, fewer channels"
+            if self.training:
+                self._train(last, f"{name}, trained")
+                name = f"{name}, trained"
+            self._export(name, last, keep=True)
+            self.cut = name
+        if plan.quantize_aware:
+            last = kt.quantization.quantize_aware(last)
+            name = f"{name}, quantization-aware int8"
+            self._train(last, name)
+            self._export(name, last, "int8", trained_ranges=True)
+        elif plan.quantization is not None:
+            name = f"{name}, {plan.quantization}"
+            self._export(name, last, plan.quantization)
+        if plan.c_array:
+            self._write_c(name, last)
+
+    def _file(self, name: str, suffix: str) -> Path:
+        stem = name.replace(", ", "_").replace(" ", "_").replace("-", "_")
+        return self.folder / f"{stem}{suffix}"
+
+    def _export(
+        self,
+        name: str,
+        model: keras.Model,
+        how: str | None = None,
+        *,
+        keep: bool = False,
+        trained_ranges: bool = False,
+    ) -> None:
+        if keep:
+            model.save(self._file(name, ".keras"))
+        rows = None if trained_ranges else self._sample()
+        path = self._file(name, ".tflite")
+        self.found[name] = kt.export.to_litert(model, path, how, rows)
+
+    def _write_c(self, name: str, model: keras.Model) -> None:
+        rows = None if self.plan.quantize_aware else self._sample()
+        name = f"{name}, int8 inputs"
+        path = self._file(name, ".tflite")
+        kt.export.to_litert(model, path, "int8", rows, io_dtype="int8")
+        self.found[name] = path
+        kt.export.to_c_array(path, self._file("model", ".h"))
+
+    def _sample(self) -> Any:
+        order = np.random.default_rng(0).permutation(num_rows(self.x))
+        return take(self.x, order[:_CALIBRATION_ROWS])
+
+    def _train(self, model: keras.Model, name: str) -> None:
+        assert self.training is not None
+        print(f"training: {name}", flush=True)
+        optimizer = keras.optimizers.Adam(self.plan.learning_rate)
+        model.compile(optimizer, self.model.loss)
+        model.fit(*self.training, epochs=self.plan.epochs, verbose=2)
+
+    def notes(self, report: kt.export.DeploymentReport) -> list[str]:
+        """What the cut cost, where it was not followed by a training."""
+        if self.plan.ratio is None:
+            return []
+        by_name = {variant.name: variant for variant in report.variants}
+        cut, uncut = by_name[self.cut], by_name[self.uncut]
+        told = f"Cutting {self.plan.ratio:.0%} of the channels"
+        if self.training:
+            told += " and training on"
+        if cut.accuracy is not None and uncut.accuracy is not None:
+            lost = 100 * (uncut.accuracy - cut.accuracy)
+            told += f" cost {lost:.2f} points of accuracy: {uncut.accuracy:.2%} became "
+            told += f"{cut.accuracy:.2%}."
+        else:
+            told += f" changed the outputs by {cut.max_difference:.1e} of the largest."
+        whole = by_name[f"{self.uncut}, int8"]
+        told += f" Uncut, the model takes {whole.bytes / 1e3:,.1f} kB in int8"
+        if whole.accuracy is not None:
+            told += f", with an accuracy of {whole.accuracy:.2%}"
+        told += f" ({self._file(whole.name, '.tflite').name})."
+        if not self.training:
+            told += " The variant with fewer channels has not been trained since: give "
+            told += "--train, or use keras-trainkit compress, which trains."
+        return [told]
 
 
 def _save_figure(report, path: Path) -> None:
@@ -110,8 +236,8 @@ def _save_figure(report, path: Path) -> None:
 
 def run_inspect(model_path: Path) -> None:
     """Print what could be folded, dropped and pruned in a model, and why not."""
-    model = _load_model(model_path)
-    if not _is_graph(model):
+    model = load_model(model_path)
+    if not is_graph(model):
         raise CommandError(
             f"{model_path} holds a {type(model).__name__}: only Functional and "
             "Sequential models can be looked into"
@@ -121,7 +247,7 @@ def run_inspect(model_path: Path) -> None:
     try:
         _print_savings(model)
     except (ValueError, RuntimeError) as error:
-        raise CommandError(_first_line(error)) from None
+        raise CommandError(first_line(error)) from None
 
 
 def _print_savings(model: keras.Model) -> None:
@@ -136,7 +262,7 @@ def _print_savings(model: keras.Model) -> None:
     try:
         result = kt.pruning.prune_channels(model, 0.5)
     except ValueError as error:
-        print(f"\nChannels: {_first_line(error)}")
+        print(f"\nChannels: {first_line(error)}")
     else:
         print("\nHalf of the channels out (deploy --prune-channels 0.5):")
         print("  " + result.summary().replace("\n", "\n  "))
@@ -150,75 +276,3 @@ def _names(model) -> list[str]:
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
     ]
-
-
-def _is_graph(model) -> bool:
-    from keras_trainkit._model.graph import is_graph
-
-    return is_graph(model)
-
-
-def _load_model(path: Path) -> keras.Model:
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
-        raise CommandError(f"{path} is not a .keras file")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        # A file from elsewhere can fail in any way; safe mode stays on.
-        raise CommandError(f"{path} cannot be loaded: {_first_line(error)}") from None
-    if getattr(model, "input_shape", None) is None:
-        raise CommandError(
-            f"{path} holds a model that is not built: call it on some data, then save"
-        )
-    for weight in model.weights:
-        if not _is_finite(keras.ops.convert_to_numpy(weight)):
-            raise CommandError(f"{path} holds NaN or infinity in {weight.path}")
-    return model
-
-
-def _load_data(path: Path, model: keras.Model) -> tuple[np.ndarray, np.ndarray]:
-    x, y = _read_arrays(path)
-    for name, array in (("x", x), ("y", y)):
-        if array.dtype.kind not in "biuf" or not _is_finite(array):
-            raise CommandError(
-                f"{path} must have finite real numbers in {name}; it has {array.dtype}"
-                + (" with NaN or infinity" if array.dtype.kind == "f" else "")
-            )
-    expected = tuple(model.input_shape[1:])
-    fits = len(expected) == x.ndim - 1 and all(
-        a in (None, b) for a, b in zip(expected, x.shape[1:], strict=True)
-    )
-    if not fits or not y.ndim or len(x) != len(y) or not len(x):
-        raise CommandError(
-            f"{path} must have x of shape (rows, {', '.join(map(str, expected))}) and "
-            f"as many y; it has {x.shape} and {y.shape}"
-        )
-    return x.astype("float32"), y
-
-
-def _read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
-    try:
-        # By a file of our own: NumPy leaves one that is no archive open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return arrays["x"], arrays["y"]
-    except Exception as error:
-        # A damaged archive fails in many ways: BadZipFile, zlib.error, TokenError,
-        # MemoryError, NotImplementedError ...
-        raise CommandError(
-            f"{path} is not an .npz file with arrays x and y: {_first_line(error)}"
-        ) from None
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    # float16's relatives (bfloat16, float8) are of kind "V", and NumPy's isfinite
-    # knows them; integers and keys of generators have nothing to check.
-    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]

@@ -1,5 +1,6 @@
 """Export to the formats that are deployed, and what they cost."""
 
+from keras_trainkit.export._c_array import to_c_array as to_c_array
 from keras_trainkit.export._litert import load_litert as load_litert
 from keras_trainkit.export._litert import predict_litert as predict_litert
 from keras_trainkit.export._litert import to_litert as to_litert

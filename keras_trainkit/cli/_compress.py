@@ -1,0 +1,112 @@
+"""`keras-trainkit compress`."""
+
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import keras_trainkit as kt
+from keras_trainkit.cli._inputs import first_line, load_data, load_model
+from keras_trainkit.cli._output import CommandError
+
+_NOT_REACHED = 3
+_CALIBRATION_ROWS = 200
+
+
+def run_compress(
+    model_path: Path,
+    data_path: Path,
+    validation_path: Path,
+    out: Path,
+    *,
+    max_kb: float | None = None,
+    max_drop: float | None = None,
+    loss: str | None = None,
+    c_array: bool = False,
+    force: bool = False,
+    **options: Any,
+) -> int:
+    """Write the smallest file within a loss, or the best within a size.
+
+    Args:
+        model_path: The compiled `.keras` file.
+        data_path: The `.npz` file to train on.
+        validation_path: The `.npz` file for the verdict.
+        out: The `.tflite` file to write.
+        max_kb: Largest size of the file, in kB of 1,000 bytes.
+        max_drop: The most accuracy to lose; 0.01 where there is no `max_kb`.
+        loss: A loss to train with, where the file has none.
+        c_array: Whether to write a C header beside the file, and int8 inputs and
+            outputs into it.
+        force: Whether the file may be there already.
+        **options: More for `kt.compress`.
+
+    Returns:
+        0, or 3 if what was asked for was not reached; the nearest is written.
+
+    Raises:
+        CommandError: If something is missing or wrong; its message is one clear line.
+    """
+    if importlib.util.find_spec("ai_edge_litert") is None:
+        raise CommandError(
+            'compress needs ai-edge-litert: pip install "ai-edge-litert"'
+        )
+    if out.suffix != ".tflite" or not out.parent.is_dir():
+        raise CommandError(f"{out} must end in .tflite, in a folder that is there")
+    if out.exists() and not force:
+        raise CommandError(f"{out} is there already; --force replaces it")
+    model = load_model(model_path, loss, compile=True)
+    x, y = load_data(data_path, model)
+    validation = load_data(validation_path, model)
+    if max_drop is None and max_kb is None:
+        max_drop = 0.01
+    if max_drop is not None:
+        options["max_drop"] = max_drop
+    with tempfile.TemporaryDirectory(
+        prefix=".keras-trainkit-", dir=out.parent
+    ) as scratch:
+        path = Path(scratch, out.name)
+        try:
+            result = kt.compress(
+                model,
+                x,
+                y,
+                validation_data=validation,
+                max_bytes=None if max_kb is None else int(1000 * max_kb),
+                path=path,
+                **options,
+            )
+            after, before = result.verdict
+            if c_array:
+                after = _in_int8(result, x, validation, path)
+        except (ValueError, RuntimeError) as error:
+            raise CommandError(first_line(error)) from None
+        kilobytes = path.stat().st_size / 1e3
+        os.replace(path, out)
+    print(f"\n{result.summary()}")
+    if c_array:
+        print(f"header: {kt.export.to_c_array(out, out.with_suffix('.h'))}")
+    within = max_drop is None or before - after <= max_drop
+    reached = result.reached and within
+    told = "reached" if reached else "not reached, the nearest is"
+    print(
+        f"{told}: {out}, {kilobytes:,.1f} kB, {after:.2%} on the validation data "
+        f"({before:.2%} before)"
+    )
+    return 0 if reached else _NOT_REACHED
+
+
+def _in_int8(
+    result: kt.compression.CompressResult, x: Any, validation: tuple, path: Path
+) -> float:
+    """Write the chosen model with int8 inputs and outputs; its accuracy."""
+    small = kt.export.optimize_for_inference(result.model)
+    order = np.random.default_rng(0).permutation(len(x))[:_CALIBRATION_ROWS]
+    kt.export.to_litert(small, path, "int8", x[order], io_dtype="int8")
+    outputs, labels = kt.export.predict_litert(path, validation[0]), validation[1]
+    guess = outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs.ravel() > 0.5
+    labels = labels.argmax(-1) if labels.shape == outputs.shape else labels.ravel()
+    return float(np.mean(guess == labels))

@@ -1,0 +1,130 @@
+"""What the commands read: a model and its data, with errors of one line."""
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._keras import functional_part
+from keras_trainkit.cli._output import CommandError
+
+
+def load_model(path: Path, loss: str | None = None, compile: bool = False) -> Any:
+    """The model of a `.keras` file.
+
+    Args:
+        path: The file.
+        loss: A loss to compile with, where the file has none or another.
+        compile: Whether the model must be compiled.
+    """
+    if not path.is_file():
+        raise CommandError(f"there is no file {path}")
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise CommandError(f"{path} is not a .keras file")
+    try:
+        with warnings.catch_warnings():
+            # An optimizer that has not taken a step has nothing to load.
+            warnings.simplefilter("ignore")
+            model = keras.saving.load_model(path, compile=compile)
+    except Exception as error:
+        # A file from elsewhere can fail in any way; safe mode stays on.
+        raise CommandError(f"{path} cannot be loaded: {first_line(error)}") from None
+    if loss is not None:
+        try:
+            model.compile(model.optimizer or "adam", keras.losses.get(loss))
+        except ValueError as error:
+            raise CommandError(first_line(error)) from None
+    if compile and not model.compiled:
+        raise CommandError(
+            f"{path} holds no loss and optimizer: give --loss, such as "
+            "--loss sparse_categorical_crossentropy"
+        )
+    return model
+
+
+def load_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, which must have some of these names."""
+    if not path.is_file():
+        raise CommandError(f"there is no file {path}")
+    try:
+        # Given a path, NumPy leaves a broken file open.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            arrays = dict(file)
+    except Exception:
+        # A file that is cut off or is something else can fail in any way.
+        arrays = {}
+    if "x_val" in arrays:
+        names = names | {"y_val"}
+    if missing := sorted(names - set(arrays)):
+        raise CommandError(
+            f"{path} is not an .npz file with arrays {' and '.join(missing)}"
+        )
+    return arrays
+
+
+def load_data(path: Path, model: keras.Model) -> tuple[Any, Any]:
+    """The inputs and targets of an `.npz` file, in the structure of the model's.
+
+    They are `x` and `y`; of several inputs or outputs `x_NAME` and `y_NAME`, by the
+    names that the model has for them.
+    """
+    inputs = _specs(path, model)
+    outputs = list(functional_part(model).output_names)
+    x_names = _names("x", list(inputs))
+    y_names = _names("y", outputs)
+    arrays = load_arrays(path, {*x_names, *y_names})
+    rows = len(arrays[x_names[0]]) if arrays[x_names[0]].ndim else 0
+    for name, tensor in zip(x_names, inputs.values(), strict=True):
+        _check(path, name, arrays[name], tensor, rows)
+    for name in y_names:
+        if not arrays[name].ndim or len(arrays[name]) != rows or not rows:
+            raise CommandError(
+                f"{path} must have as many {name} as there are rows of x, {rows} > 0; "
+                f"it has {arrays[name].shape}"
+            )
+    kinds = [tensor.dtype for tensor in inputs.values()]
+    flat = [arrays[n].astype(k) for n, k in zip(x_names, kinds, strict=True)]
+    structure = functional_part(model).input
+    alone = len(flat) == 1 and not isinstance(structure, dict)
+    x = flat[0] if alone else keras.tree.pack_sequence_as(structure, flat)
+    y = [arrays[name] for name in y_names]
+    return x, y[0] if len(y) == 1 else y
+
+
+def _specs(path: Path, model: keras.Model) -> dict[str, Any]:
+    part = functional_part(model)
+    if part is None:
+        raise CommandError(
+            f"a {type(model).__name__} cannot be used here: its inputs are not known "
+            "from the file; only those of Functional and Sequential models are"
+        )
+    return {tensor.name: tensor for tensor in keras.tree.flatten(part.input)}
+
+
+def _names(kind: str, parts: list[str]) -> list[str]:
+    return [kind] if len(parts) == 1 else [f"{kind}_{part}" for part in parts]
+
+
+def _check(path: Path, name: str, array: np.ndarray, tensor: Any, rows: int) -> None:
+    expected = tuple(tensor.shape[1:])
+    fits = len(expected) == array.ndim - 1 and all(
+        a in (None, b) for a, b in zip(expected, array.shape[1:], strict=True)
+    )
+    if not fits or len(array) != rows or not rows:
+        sizes = ", ".join(["rows", *map(str, expected)])
+        raise CommandError(
+            f"{path} must have {name} of shape ({sizes}); it has {array.shape}"
+        )
+    if array.dtype.kind not in "biuf":
+        raise CommandError(f"{path} must have numbers in {name}, not {array.dtype}")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise CommandError(f"{path} has values in {name} that are not finite numbers")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]
