@@ -52,11 +52,12 @@ def main():
             order = np.random.default_rng(seed).permutation(len(y))
             held_out, test = ((p[half], y[half]) for half in np.split(order, 2))
             found.append(calibrated(name, held_out, test, 0.9))
+            found[-1]["nll"] = kt.uncertainty.nll(test[1], probabilities(test[0]))
         covered = [one["coverage"] for one in found]
-        nll, size = (
-            np.mean([one[k] for one in found]) for k in ("calibrated_nll", "set_size")
+        plain, nll, size = (
+            np.mean([one[key] for one in found])
+            for key in ("nll", "calibrated_nll", "set_size")
         )
-        plain = kt.uncertainty.nll(y, probabilities(p))
         print(
             f"| {name} | {plain:.4f} | {nll:.4f} | {np.mean(covered):.2%} | "
             f"{min(covered):.1%}, {max(covered):.1%} | {size:.3f} |",

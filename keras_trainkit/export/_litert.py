@@ -29,6 +29,7 @@ from keras_trainkit.quantization._layer import (
     check_trained,
     quantized_layers,
 )
+from keras_trainkit.uncertainty._mc_graph import mc_graph
 
 # The root mean square of the error that each may make, relative to that of the outputs:
 # beyond, the file is not the model. Single outputs may be off by more, and what that
@@ -57,6 +58,9 @@ def to_litert(
     representative_data: Any = None,
     *,
     io_dtype: str = "float32",
+    mc_samples: int | None = None,
+    mc_seed: int = 0,
+    mc_task: str | None = None,
 ) -> Path:
     """Write a model as a LiteRT (TensorFlow Lite) file.
 
@@ -67,6 +71,13 @@ def to_litert(
     The file needs no TensorFlow to run: recurrent layers are written out step by step,
     and what computes in float16 or bfloat16 computes in float32. Its inputs have the
     names of the model's, and inputs and outputs its order.
+
+    With `mc_samples`, a file has the outputs `mean`, `mutual_information` and
+    `predictive_entropy`, or, for regression, `mean` and `std` (for a heteroscedastic
+    head behind `aleatoric_std`), in this order. They are those of
+    `kt.uncertainty.mc_predict(model, x, mc_samples, noise="shared", seed=mc_seed)`:
+    the masks, the same for every row, are constants in the file. The layers that no
+    dropout reaches run once for each row.
 
     Args:
         model: A built Sequential or Functional model, or another that has been called.
@@ -83,6 +94,10 @@ def to_litert(
         io_dtype: `"int8"`, for `quantization="int8"`, where the file's float inputs and
             outputs are to be int8 too, as microcontrollers have it. Every operation
             must then have an int8 kernel.
+        mc_samples: Write a file that outputs, in place of the model's output, what this
+            many samples of Monte Carlo dropout say of each row.
+        mc_seed: Integer seed of their masks.
+        mc_task: What the output is, as `task` in `mc_predict`.
 
     Returns:
         The path.
@@ -109,6 +124,11 @@ def to_litert(
     check_choice("io_dtype", io_dtype, ("float32", "int8"))
     if io_dtype == "int8" and quantization != "int8":
         reject("io_dtype", io_dtype, '"float32" unless quantization="int8"')
+    if mc_samples is not None:
+        if quantization in _CALIBRATED:
+            expected = 'None, "float16" or "dynamic" with mc_samples'
+            reject("quantization", quantization, expected)
+        model = mc_graph(model, mc_samples, mc_seed, mc_task)
     specs = input_specs(model)
     arrays = None
     if representative_data is not None:

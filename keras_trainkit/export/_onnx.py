@@ -24,6 +24,7 @@ from keras_trainkit.export._files import (
 from keras_trainkit.export._inference import Inference, input_specs, plain_operations
 from keras_trainkit.export._onnx_torch import convert_torch
 from keras_trainkit.export._remedies import describe
+from keras_trainkit.uncertainty._mc_graph import mc_graph
 
 _CONVERT = """
 from keras_trainkit.export._onnx import convert
@@ -32,7 +33,14 @@ convert(model, sys.argv[2])
 _OPSET = 18
 
 
-def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
+def to_onnx(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    mc_samples: int | None = None,
+    mc_seed: int = 0,
+    mc_task: str | None = None,
+) -> Path:
     """Write a model as an ONNX file.
 
     The file is loaded into onnxruntime and must give what the model gives for random
@@ -47,6 +55,9 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
     Args:
         model: A built Sequential or Functional model.
         path: The file to write, `*.onnx`. It appears only once it is whole.
+        mc_samples: As in `to_litert`: the outputs are those of Monte Carlo dropout.
+        mc_seed: As in `to_litert`.
+        mc_task: As in `to_litert`.
 
     Returns:
         The path.
@@ -64,6 +75,8 @@ def to_onnx(model: keras.Model, path: str | os.PathLike) -> Path:
         PosixPath('model.onnx')
     """
     _graph.check_graph(model)
+    if mc_samples is not None:
+        model = mc_graph(model, mc_samples, mc_seed, mc_task)
     input_specs(model)  # Raises for strings.
     x = random_inputs(model)
     with whole_file(path, ".onnx") as target:

@@ -73,7 +73,7 @@ class Engine:
         self.dropping = tuple(layer for layer in self._parts if drops(layer))
         if not self.dropping:
             reject("model", model.name, "a model with at least one dropout layer")
-        network = _SplitGraph if _graph.is_graph(model) else _Whole
+        network = SplitGraph if _graph.is_graph(model) else _Whole
         self.network: Any = network(model, self.dropping)
         self._compiled: dict[Plan, keras.Model] = {}
         self._tried: dict[tuple, Trial] = {}
@@ -360,12 +360,12 @@ def merged(sums: Sums, count: Any, more: Sums, number: Any) -> Sums:
     return new
 
 
-def _run(call: _graph.Call, tensors: list) -> list:
+def run(call: _graph.Call, tensors: list) -> list:
     """What a call makes of tensors at inference, also where its node says otherwise."""
     return keras.tree.flatten(run_node(call.node, tensors, training=False))
 
 
-class _SplitGraph:
+class SplitGraph:
     """A graph, cut into the calls that no dropout reaches and the others."""
 
     def __init__(self, model, dropping):
@@ -379,7 +379,7 @@ class _SplitGraph:
             if isinstance(call.layer, keras.layers.Layer)
         ]
         self._fixed: list[_graph.Call] = []
-        self._random: list[_graph.Call] = []
+        self.random: list[_graph.Call] = []
         known: set[_graph.Edge] = set(graph.inputs)
         random: set[_graph.Edge] = set()
         widths = [1, 1]
@@ -394,7 +394,7 @@ class _SplitGraph:
             is_random = drops_here or not random.isdisjoint(call.inputs)
             if is_random:
                 random.update(call.outputs)
-            (self._random if is_random else self._fixed).append(call)
+            (self.random if is_random else self._fixed).append(call)
             for edge in (*call.inputs, *call.outputs):
                 size = math.prod(size or 1 for size in edge.shape[1:])
                 widths[is_random] = max(widths[is_random], size)
@@ -418,7 +418,7 @@ class _SplitGraph:
                 x = ops.squeeze(x, -1)
             values[edge] = ops.cast(x, tensor.dtype)
         for call in self._fixed:
-            tensors = _run(call, [values[edge] for edge in call.inputs])
+            tensors = run(call, [values[edge] for edge in call.inputs])
             values.update(zip(call.outputs, tensors, strict=True))
         return values
 
@@ -431,11 +431,16 @@ class _SplitGraph:
                 values[edge] = spread(fixed[edge])
             return values[edge]
 
-        for call in self._random:
-            tensors = _run(call, [get(edge) for edge in call.inputs])
+        for call in self.random:
+            tensors = run(call, [get(edge) for edge in call.inputs])
             values.update(zip(call.outputs, tensors, strict=True))
         outputs = [get(edge) for edge in self._graph.outputs]
         return keras.tree.pack_sequence_as(self._output, outputs)
+
+    @property
+    def outputs(self) -> list:
+        """The edges of the outputs."""
+        return self._graph.outputs
 
     def last_layers(self) -> list:
         """The layer that computes each output."""

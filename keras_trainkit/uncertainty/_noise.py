@@ -73,10 +73,10 @@ class Noise:
             def combine(x, kept):
                 return ops.where(kept, x, _ALPHA) * a + b
 
-            shape = _mask_shape(layer, shape)
+            shape = mask_shape(layer, shape)
             kept = self._kept(self._size(x, shape), rate)
             return self._combine(x, kept, shape, combine)
-        return self.dropout(x, rate, _mask_shape(layer, shape))
+        return self.dropout(x, rate, mask_shape(layer, shape))
 
     def dropout(self, x: Any, rate: float, shape: tuple[int, ...]) -> Any:
         """Plain dropout by masks of `shape` for each row; a size of 1 is spread."""
@@ -216,7 +216,7 @@ def _dropping_cells(layer):
     ]
 
 
-def _mask_shape(layer, shape):
+def mask_shape(layer, shape):
     """The shape of a layer's mask without the batch axis; 1 where it is the same."""
     if isinstance(
         layer,

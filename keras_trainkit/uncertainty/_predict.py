@@ -122,7 +122,7 @@ def mc_predict(
         # As for Keras's layers, from what `keras.utils.set_random_seed` sets.
         seed = random.getrandbits(32)
     check_integer("seed", seed, minimum=0)
-    words = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
+    words = seed_words(seed)
     engine = _engine_of(model)
     batches, number = _batches(model, engine, x, batch_size)
     bar = keras.utils.Progbar(number, verbose=verbose)
@@ -158,6 +158,11 @@ def mc_predict(
         for (kind, _), of_output in zip(outputs, zip(*parts, strict=True), strict=True)
     ]
     return keras.tree.pack_sequence_as(trial.sample, results)
+
+
+def seed_words(seed: int) -> np.ndarray:
+    """The two words that the masks are made of."""
+    return np.random.SeedSequence(seed).generate_state(2).view(np.int32)
 
 
 def _joined(parts: Sequence[Sums]) -> Sums:
