@@ -87,7 +87,7 @@ def test_the_graph_gives_what_mc_predict_does(name):
         np.testing.assert_allclose(found[key], value, atol=1e-5, rtol=1e-4)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert model.layers[-1].output is model.output
+    assert model.layers[-1].output is model.outputs[0]
 
 
 def test_it_saves_and_what_no_dropout_reaches_runs_once(tmp_path):

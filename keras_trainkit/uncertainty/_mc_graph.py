@@ -1,5 +1,6 @@
 """What the samples of a model say as outputs of a graph that has no randomness."""
 
+import copy
 from typing import Any
 
 import keras
@@ -106,15 +107,14 @@ class _Built:
     """The samples of a copy of a model as tensors of a graph."""
 
     def __init__(self, model, num_samples: int, seed: int):
-        copy, _ = _graph.rebuild(model)
-        dropping = [layer for layer in sublayers(copy) if drops(layer)]
-        network = SplitGraph(copy, dropping)
+        model, _ = _graph.rebuild(model)
+        dropping = [layer for layer in sublayers(model) if drops(layer)]
+        network = SplitGraph(model, dropping)
         samples, words = np.arange(num_samples, dtype="int32"), seed_words(seed)
         arrays = words, samples, np.zeros(1, "int32")
-        # What a dropout makes of ones and of zeros is its mask and its offset.
-        self._noises = [Noise(*map(ops.convert_to_tensor, arrays)) for _ in range(2)]
+        self._noise = Noise(*map(ops.convert_to_tensor, arrays))
         self._num_samples, self._count = num_samples, 0
-        self.inputs = keras.tree.map_structure(_like, functional_part(copy).input)
+        self.inputs = keras.tree.map_structure(_like, functional_part(model).input)
         values = network.first_part(keras.tree.flatten(self.inputs))
         random: set[_graph.Edge] = set()
 
@@ -148,10 +148,12 @@ class _Built:
             expected = "one whose dropouts get known shapes, such as a fixed length"
             reject("model", f"{layer.name} with {shape}", expected)
         whole = (self._num_samples, *shape)
-        first, second = (
-            ops.convert_to_numpy(noise.drop(layer, made(whole)))
-            for noise, made in zip(self._noises, (ops.ones, ops.zeros), strict=True)
-        )
+        # What a dropout makes of ones and of zeros is its mask and its offset.
+        twin = copy.copy(self._noise)
+        first = ops.convert_to_numpy(self._noise.drop(layer, ops.ones(whole)))
+        second = np.zeros_like(first)
+        if isinstance(layer, layers.AlphaDropout):
+            second = ops.convert_to_numpy(twin.drop(layer, ops.zeros(whole)))
         self._count += 1
         masks = FixedMasks(whole, name=f"masks_{self._count}_{layer.name}")
         masks.set_weights([(first - second)[:, None], second[:, None]])
