@@ -124,9 +124,10 @@ def test_litert(tmp_path):
     kt.export.to_litert(model, path, mc_samples=20, mc_seed=3)
     for rows in (1, 7):
         found = kt.export.predict_litert(path, X[:rows])
-        wanted = expected(model, X[:rows], None).values()
-        for array, value in zip(found, wanted, strict=True):
-            np.testing.assert_allclose(array, value, atol=1e-5)
+        wanted = expected(model, X[:rows], None)
+        assert list(found) == list(wanted)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-5)
 
 
 def recurrent():
