@@ -1,6 +1,7 @@
 """Changes that last one fit: made and undone in one place, with the compiled steps."""
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,10 +180,50 @@ def close(model: keras.Model) -> None:
         scope.close()
 
 
+@contextlib.contextmanager
+def own_steps(model: keras.Model) -> Iterator[None]:
+    """Compile steps inside that have nothing to do with those of a fit around it.
+
+    A measurement in the middle of a fit compiles steps with other optimizers. The scope
+    of that fit must neither keep them nor take the last one for its own.
+    """
+    end_if_over(model)
+    attributes = vars(model)
+    around = attributes.get("make_train_function")
+    step = getattr(model, "train_function", None)
+    is_in_fit = _is_active(model)
+
+    def make(force: bool = False) -> Any:
+        with own_train_step(model):
+            if around is None or is_in_fit:
+                type(model).make_train_function(model, force)
+            else:
+                around(force)
+        return model.train_function
+
+    attributes["make_train_function"] = make
+    try:
+        yield
+    finally:
+        over = is_in_fit and not _is_active(model)
+        if attributes.get("make_train_function") is make:
+            del attributes["make_train_function"]
+            if around is not None and not over:
+                attributes["make_train_function"] = around
+        if getattr(model, "train_function", None) is not step:
+            # The step of a fit that ended inside is not one to go on with.
+            model.train_function = None if over else step
+
+
+def _is_active(model: keras.Model) -> bool:
+    scope = getattr(model, "__dict__", {}).get(_NAME)
+    return scope is not None and scope.model is model and bool(scope.changes)
+
+
 def end_if_over(model: keras.Model) -> bool:
     """Undo the changes of a fit that raised; return whether there were any."""
     scope = getattr(model, "__dict__", {}).get(_NAME)
-    if scope is None or scope.model is not model or not scope.changes:
+    if not _is_active(model):
         return False
     if not all(change.fit.is_over() for change in scope.changes):
         return False

@@ -79,6 +79,20 @@ def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, A
             yield from _optimizer_places(layer, f"{prefix}{name}.", seen)
 
 
+def own_class(optimizer: keras.optimizers.Optimizer) -> type:
+    """The class that the user's optimizer has outside of a fit with schedules."""
+    follows = vars(optimizer).get("_follows")
+    return type(optimizer) if follows is None else follows.cls
+
+
+def check_not_following(optimizer: keras.optimizers.Optimizer) -> None:
+    """Raise if a callback schedules an optimizer that is about to be replaced."""
+    follows = vars(optimizer).get("_follows")
+    if follows is not None:
+        owner = type(follows.owner).__name__
+        reject("callbacks", owner, "without one that replaces the optimizer")
+
+
 def batches_seen(model: keras.Model) -> int:
     """The count on which the schedules of the model's optimizer are evaluated."""
     optimizer = core_optimizer(model)
@@ -110,6 +124,8 @@ def install(
             do not change the present one or what the model's file names. For callers
             that restore `model.optimizer` themselves.
     """
+    if not rewrap:
+        check_not_following(core_optimizer(model))
     outer = model.optimizer
     if outer is core_optimizer(model):
         model.optimizer = optimizer
@@ -128,7 +144,7 @@ def install(
 
 def fresh_copy(model: keras.Model) -> keras.optimizers.Optimizer:
     """A copy of the model's optimizer, its state included."""
-    return copy_for(model, type(core_optimizer(model)), {})
+    return copy_for(model, own_class(core_optimizer(model)), {})
 
 
 def follow_trainable(model: keras.Model) -> None:
@@ -241,9 +257,8 @@ def copy_for(
 
 
 def _unbuilt(optimizer, cls, changes):
-    if "_follows" in vars(optimizer):
-        owner = type(vars(optimizer)["_follows"].owner).__name__
-        reject("callbacks", owner, "without one that needs the optimizer itself")
+    if cls is type(optimizer):
+        cls = own_class(optimizer)
     copy = cls.from_config({**optimizer.get_config(), **changes})
     copy_exclusions(optimizer, copy)
     return copy

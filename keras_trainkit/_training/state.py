@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._keras import sync_state, torch_rng_state, unbuilt_as_before
+from keras_trainkit._training.fit_scope import end_if_over, own_steps
 
 
 @contextlib.contextmanager
@@ -17,15 +18,19 @@ def as_it_was(model: keras.Model) -> Iterator[None]:
     and the compiled training step. The optimizer's own state is not copied: what takes
     steps inside exchanges the optimizer for a copy.
     """
+    end_if_over(model)
     kept = {
         name: getattr(model, name, None)
-        for name in ("optimizer", "steps_per_execution", "train_function")
+        for name in ("optimizer", "steps_per_execution")
     }
     variables = [*model.variables, *getattr(model, "metrics_variables", ())]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in variables]
     rng_state = torch_rng_state()
     try:
-        with unbuilt_as_before(model) if model.compiled else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(own_steps(model))
+            if model.compiled:
+                stack.enter_context(unbuilt_as_before(model))
             yield
     finally:
         sync_state(model)

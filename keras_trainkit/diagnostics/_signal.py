@@ -9,14 +9,10 @@ from keras import ops
 
 from keras_trainkit._checks import check_built, reject
 from keras_trainkit._table import Report, Table
-from keras_trainkit._training.optimizer import (
-    core_optimizer,
-    install,
-    own_schedule,
-)
+from keras_trainkit._training.optimizer import install
 from keras_trainkit._training.recording import gradients_of, leaves, outputs
 from keras_trainkit._training.state import as_it_was
-from keras_trainkit.optimizers._scheduled import with_schedules
+from keras_trainkit.optimizers._scheduled import as_of_now
 
 # The bounds of the activations that have some.
 _BOUNDS = {
@@ -181,8 +177,7 @@ def _backward(model, x, y):
     gradients = [_norm([found[id(v)] for v in own]) for own in variables]
     with as_it_was(model):
         # A copy, since an optimizer that takes a step before its time stays built.
-        own_rate = own_schedule(core_optimizer(model))
-        install(model, with_schedules(model, own_rate), rewrap=True)
+        install(model, as_of_now(model), rewrap=True)
         before = [_arrays(own) for own in variables]
         model.train_on_batch(x, y)
         ratios = [

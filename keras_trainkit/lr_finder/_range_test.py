@@ -14,6 +14,7 @@ from keras_trainkit._training.optimizer import (
     batches_seen,
     converted,
     install,
+    own_class,
     set_optimizer,
 )
 from keras_trainkit._training.several_optimizers import (
@@ -101,7 +102,7 @@ class RangeTest:
             reject("optimizer", original, "one without loss scaling")
         begin = batch_count(original)
         rate = Delay(Lambda(self._rate), begin)
-        copy = converted(original, type(original), {"learning_rate": rate})
+        copy = converted(original, own_class(original), {"learning_rate": rate})
         set_optimizer(model, original, copy)
         model.train_function = None
         try:

@@ -267,6 +267,7 @@ class Follows:
         leave: Callable[[], None] | None = None,
     ):
         self.model, self.optimizer, self.owner = model, optimizer, owner
+        self.cls = type(optimizer)
         self.now: Tensor | None = None
         self.was_loaded = False
         if least_momentum is not None:
@@ -317,7 +318,7 @@ class Follows:
 
     def _change(self, leave):
         optimizer, attributes = self.optimizer, vars(self.optimizer)
-        cls, value = type(optimizer), attributes.get("_value")
+        cls, value = self.cls, attributes.get("_value")
         ours = schedulable(optimizer) if self.momentum is not None else None
         mixin = None if ours is None or ours is cls else _mixin(ours)
         config = compile_config(self.model)

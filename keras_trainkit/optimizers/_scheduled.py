@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._keras import backend_class
-from keras_trainkit._training.optimizer import copy_for, core_optimizer
+from keras_trainkit._keras import backend_class, batch_count, step_counter
+from keras_trainkit._training.optimizer import copy_for, core_optimizer, own_class
 from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers import _momentum as optimizers
 
@@ -49,17 +49,36 @@ def with_schedules(
         return copy_for(model, cls, changes)
     stateful = hasattr(learning_rate, "bind")
     needs_ours = momentum is not None or stateful
-    cls = ours if ours and needs_ours else type(optimizer)
+    cls = ours if ours and needs_ours else own_class(optimizer)
     return copy_for(model, cls, changes, stateful)
 
 
-def with_momentum(model: keras.Model, momentum: float) -> keras.optimizers.Optimizer:
-    """A copy of the model's SGD that has a velocity to keep."""
+def as_of_now(model: keras.Model) -> keras.optimizers.Optimizer:
+    """A copy of the model's optimizer that makes its next update with the next batch.
+
+    It has the state, and the learning rate and momentum of the present step, which a
+    callback may schedule. Gradients are not accumulated over several batches.
+    """
     optimizer = core_optimizer(model)
-    return copy_for(model, type(optimizer), {"momentum": momentum})
+    changes: dict[str, Any] = {"learning_rate": _number(optimizer.learning_rate)}
+    schedule = getattr(optimizer, "momentum_schedule", None)
+    if schedule is not None:
+        momentum = schedule(step_counter(optimizer))
+        changes[schedulable(optimizer)._HYPERPARAMETER] = _number(momentum)
+    accumulated = optimizer.gradient_accumulation_steps
+    if accumulated:
+        changes["gradient_accumulation_steps"] = None
+    copy = copy_for(model, own_class(optimizer), changes)
+    if accumulated and copy.built:
+        step_counter(copy).assign(batch_count(optimizer) // accumulated)
+    return copy
+
+
+def _number(value: Any) -> float:
+    return float(keras.ops.convert_to_numpy(value))
 
 
 def schedulable(optimizer: keras.optimizers.Optimizer) -> Any:
     """The class of an optimizer like this one whose momentum may be a schedule."""
-    cls = type(optimizer)
+    cls = own_class(optimizer)
     return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)

@@ -6,7 +6,11 @@ import keras
 
 from keras_trainkit._checks import reject
 from keras_trainkit._model.select import Selector, path_of
-from keras_trainkit._training.optimizer import core_optimizer, follow_trainable
+from keras_trainkit._training.optimizer import (
+    check_not_following,
+    core_optimizer,
+    follow_trainable,
+)
 from keras_trainkit._training.trainable import (
     Chain,
     Start,
@@ -103,7 +107,7 @@ def unfreeze(
 def _set(model: keras.Model, chosen: list[Chain], value: bool) -> list[str]:
     if model.compiled:
         # Raises before anything is changed, if this optimizer cannot be exchanged.
-        core_optimizer(model)
+        check_not_following(core_optimizer(model))
     set_trainable(model, chosen, value)
     if model.compiled:
         follow_trainable(model)
