@@ -116,7 +116,7 @@ def test_freezing_in_the_middle_of_a_scheduled_fit_is_refused():
         kt.transfer.freeze(model, until=-1)
 
     late = keras.callbacks.LambdaCallback(on_epoch_end=freeze)
-    with pytest.raises(ValueError, match="replaces the optimizer.*'OneCycle'"):
+    with pytest.raises(ValueError, match=r"replaces the optimizer.*'OneCycle'"):
         model.fit(X, Y, callbacks=[kt.callbacks.OneCycle(0.05), late], **FIT)
     assert model.optimizer is optimizer
     assert len(model.trainable_variables) == 4

@@ -172,3 +172,161 @@ def test_an_inner_model_that_was_compiled_once_is_no_second_optimizer():
     model = keras.Sequential([inner, keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     assert len(kt.find_lr(model, X, X[:, :1], num_steps=10).losses) == 10
+
+
+def scheduled_by_hand(total_steps):
+    keras.utils.set_random_seed(0)
+    gan = Trainable()
+    rate = kt.schedules.OneCycle(0.1, total_steps)
+    momentum = kt.schedules.OneCycleMomentum(total_steps)
+    gan.compile(kt.optimizers.Adam(rate, beta_1=momentum), keras.optimizers.Adam(0.02))
+    return gan
+
+
+@not_on_jax
+def test_one_of_several_optimizers_follows_a_cycle():
+    theirs, ours = scheduled_by_hand(6), trainable(False)
+    theirs.fit(X, epochs=3, shuffle=False, verbose=0)
+    history = ours.fit(
+        X,
+        epochs=3,
+        shuffle=False,
+        verbose=0,
+        callbacks=[kt.callbacks.OneCycle(0.1, optimizer="d_optimizer")],
+    ).history
+    for a, b in zip(theirs.get_weights(), ours.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    rate = kt.schedules.OneCycle(0.1, 6)
+    expected = [float(rate(step)) for step in (1, 3, 5)]
+    np.testing.assert_allclose(history["d_optimizer_learning_rate"], expected)
+    assert "d_optimizer_momentum" in history
+    assert float(ours.d_optimizer.learning_rate) == pytest.approx(0.01)
+
+
+def test_no_rate_is_found_for_one_of_several_optimizers():
+    automatic = kt.callbacks.OneCycle("auto", optimizer="d_optimizer")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    with pytest.raises(ValueError, match="one of several optimizers; find it before"):
+        model.fit(X, X[:, :1], verbose=0, callbacks=[automatic])
+
+
+@not_on_jax
+def test_two_optimizers_have_a_schedule_each():
+    gan = trainable(False)
+    constant = kt.schedules.Constant(1e-9)
+    callbacks = [
+        kt.callbacks.ApplySchedule(constant, optimizer=name)
+        for name in ("d_optimizer", "g_optimizer")
+    ]
+    before = gan.get_weights()
+    gan.fit(X, verbose=0, callbacks=callbacks)
+    for a, b in zip(before, gan.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    callbacks[1] = kt.callbacks.OneCycle(0.1, optimizer="d_optimizer")
+    with pytest.raises(
+        ValueError, match="sets the learning rate of 'd_optimizer' alon"
+    ):
+        gan.fit(X, verbose=0, callbacks=callbacks)
+
+
+@not_on_jax
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: kt.callbacks.OneCycle(0.1, momentum=None),
+        lambda: kt.callbacks.ExponentialSchedule(0.1, 2),
+        lambda: kt.pruning.MagnitudePruning(0.5, end_step=3, frequency=1),
+    ],
+)
+def test_a_callback_that_would_do_nothing_is_refused(make, fitted):
+    gan, plain = trainable(fitted), trainable(fitted)
+    before = gan.get_weights()
+    message = "`optimizer` must be .*uses 'd_optimizer', 'g_optimizer'.*'optimizer'"
+    with pytest.raises(ValueError, match=message):
+        gan.fit(X, epochs=2, verbose=0, callbacks=[make()])
+    for a, b in zip(before, gan.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for model in (gan, plain):
+        model.fit(X, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(plain.get_weights(), gan.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@not_on_jax
+@pytest.mark.parametrize("fitted", [False, True])
+def test_kernels_that_another_optimizer_trains_are_not_pruned(fitted):
+    def gan():
+        keras.utils.set_random_seed(0)
+        gan = Trainable()
+        gan.compile(keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.02))
+        gan.optimizer = gan.g_optimizer
+        if fitted:
+            gan.fit(X, verbose=0)
+        return gan
+
+    both, plain = gan(), gan()
+    before = both.get_weights()
+    options = {"end_step": 3, "frequency": 1}
+    pruning = kt.pruning.MagnitudePruning(0.5, **options)
+    with pytest.raises(ValueError, match=r"`exclude` must be .*leave out sequential"):
+        both.fit(X, epochs=2, verbose=0, callbacks=[pruning])
+    for model in (both, plain):
+        for a, b in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        model.fit(X, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(plain.get_weights(), both.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    some = kt.pruning.MagnitudePruning(0.5, include=both.generator.layers[0], **options)
+    both.fit(X, epochs=2, verbose=0, callbacks=[some])
+    assert np.sum(both.generator.layers[0].get_weights()[0] == 0) == 3
+
+
+class Descent(keras.Model):
+    """Takes its steps without the optimizer, or several with it."""
+
+    def __init__(self, updates):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.updates = updates
+        self.build((None, 3))
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.built = True
+
+    def train_step(self, *args):
+        if keras.backend.backend() == "jax":
+            weights, others, state, metrics = args[0]
+            for _ in range(self.updates):
+                weights, state = self.optimizer.stateless_apply(state, weights, weights)
+            return {"loss": 0.0}, (weights, others, state, metrics)
+        weights = self.trainable_variables
+        for _ in range(self.updates):
+            # A penalty alone: its gradients are the weights.
+            self.optimizer.apply([w + 0.0 for w in weights], weights)
+        return {"loss": 0.0}
+
+
+@pytest.mark.parametrize("updates", [0, 2])
+def test_other_counts_than_one_step_for_each_batch_are_refused(updates):
+    model = Descent(updates)
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="one step with each batch"):
+        model.fit(X, X[:, :1], verbose=0, callbacks=[kt.callbacks.OneCycle(0.1)])
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(model.optimizer.iterations) == 0
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+
+
+def test_a_step_of_ones_own_that_uses_the_optimizer_once_is_fine():
+    model = Descent(1)
+    model.compile("sgd", "mse")
+    model.fit(X, X[:, :1], verbose=0, callbacks=[kt.callbacks.OneCycle(0.1)])
+    assert int(model.optimizer.iterations) == 2

@@ -1,6 +1,7 @@
 """Changes that last one fit: made and undone in one place, with the compiled steps."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ class FitScope:
         self.changes: list[_Change] = []
         # What callbacks keep from one fit to the next, such as variables.
         self.memory: dict[Any, Any] = {}
+        # What watches the first call of the step in this fit.
+        self.first_calls: list[Callable[..., Any]] = []
         self._steps: dict[Hashable, tuple[Any, Any]] = {}
         self._plain: tuple[Any, Any] = (None, None)
         self._left: Any = None
@@ -73,6 +76,7 @@ class FitScope:
         if not self.changes:
             return
         changes, self.changes = self.changes, []
+        self.first_calls = []
         vars(self.model).pop("make_train_function", None)
         for change in reversed(changes):
             change.undo()
@@ -101,11 +105,26 @@ class FitScope:
             with own_train_step(model):
                 type(model).make_train_function(model)
             found = model.train_function
-        model.train_function = self._made = found
+        model.train_function = self._made = self._watched(found)
         self._steps[key] = kept, found
         while len(self._steps) > _MAX_STEPS:
             del self._steps[next(iter(self._steps))]
         return found
+
+    def _watched(self, step: Any) -> Any:
+        """The step, with what watches its first call around that call."""
+        if not self.first_calls:
+            return step
+
+        def first_call(*args: Any) -> Any:
+            self.model.train_function = self._made = step
+            watched = step
+            for watch in self.first_calls:
+                watched = functools.partial(watch, watched)
+            self.first_calls = []
+            return watched(*args)
+
+        return first_call
 
     def _key(self) -> tuple[Hashable, Any]:
         """What the compiled step depends on, and the objects whose ids it contains."""

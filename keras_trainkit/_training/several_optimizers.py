@@ -8,7 +8,13 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_choice, reject
-from keras_trainkit._training.optimizer import optimizers_of, set_optimizer
+from keras_trainkit._keras import batch_count, updated_variables
+from keras_trainkit._training import fit_scope
+from keras_trainkit._training.optimizer import (
+    core_optimizer,
+    optimizers_of,
+    set_optimizer,
+)
 
 
 def optimizer_named(model: keras.Model, name: str) -> Any:
@@ -41,6 +47,96 @@ def others_as_they_were(model: keras.Model, name: str) -> Iterator[None]:
             variable.assign(value)
 
 
+def optimizer_to_schedule(model: keras.Model, name: str) -> Any:
+    """The optimizer that a name reaches, unwrapped from any loss scaling."""
+    if name == "optimizer":
+        return core_optimizer(model)
+    optimizer = optimizer_named(model, name)
+    if keras.backend.backend() == "jax":
+        expected = "None on JAX, where a training step has the state of one optimizer"
+        reject("optimizer", name, expected)
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def watch_first_step(model: keras.Model, name: str, remedy: str) -> None:
+    """Let the fit raise unless an optimizer makes one step with each batch.
+
+    A `train_step` of one's own may use other optimizers, or one of them several times,
+    and what a callback does to this one, or to its count of steps, is then in vain.
+
+    Args:
+        model: The model.
+        name: The optimizer, as in `optimizers_of`.
+        remedy: What to do instead, for the error.
+    """
+    if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
+        fit_scope.scope_of(model).first_calls.append(_FirstStep(model, name, remedy))
+
+
+class _FirstStep:
+    """Raises after a step that an optimizer was not part of, all put back."""
+
+    def __init__(self, model: keras.Model, name: str, remedy: str):
+        self._model, self._name, self._remedy = model, name, remedy
+        optimizers = optimizers_of(model).values()
+        self._unbuilt = [optimizer for optimizer in optimizers if not optimizer.built]
+        built = [v for o in optimizers if o.built for v in o.variables]
+        self._kept = [
+            (variable, np.array(keras.ops.convert_to_numpy(variable)))
+            for variable in (*model.variables, *model.metrics_variables, *built)
+        ]
+
+    def __call__(self, step: Any, *args: Any) -> Any:
+        on_jax = keras.backend.backend() == "jax"
+        if on_jax:
+            self._show(args[0])
+        before, movements = self._count(), Movements(self._model)
+        try:
+            result = step(*args)
+        except BaseException:
+            self._put_back()
+            raise
+        if on_jax:
+            self._show(result[1])
+        names = movements.moved()
+        # With loss scaling, a step may have been left out.
+        if self._name not in names or (
+            self._count() - before > self._model.steps_per_execution
+        ):
+            self._put_back()
+            expected = "one that makes one step with each batch; the training step uses"
+            used = ", ".join(map(repr, names)) or "none that is known"
+            reject("optimizer", self._name, f"{expected} {used}. {self._remedy}")
+        return result
+
+    def _show(self, state: Any) -> None:
+        """Let the optimizer's counts be those of a state that JAX keeps apart."""
+        variables = self._model.optimizer.variables
+        for variable, value in zip(variables, state[2], strict=True):
+            if variable.shape == ():
+                # A copy, because JAX donates the old buffers to the compiled step.
+                variable.assign(np.array(value))
+
+    def _count(self) -> int:
+        return batch_count(optimizer_to_schedule(self._model, self._name))
+
+    def _put_back(self) -> None:
+        fit_scope.close(self._model)
+        for variable, value in self._kept:
+            variable.assign(value)
+        for optimizer in self._unbuilt:
+            _as_new(optimizer)
+
+
+def _as_new(optimizer: keras.optimizers.Optimizer) -> None:
+    """Give an optimizer the state that it was built with."""
+    if optimizer.built:
+        new = type(optimizer).from_config(optimizer.get_config())
+        new.build(updated_variables(optimizer))
+        for variable, initial in zip(optimizer.variables, new.variables, strict=True):
+            variable.assign(initial)
+
+
 class Movements:
     """Which optimizers of a model take steps."""
 
@@ -59,6 +155,10 @@ class Movements:
             for name, optimizer in optimizers_of(self._model).items()
         }
 
+    def moved(self) -> list[str]:
+        """The optimizers that took steps since."""
+        return [n for n, c in self._counts().items() if c != self._begin.get(n)]
+
     def check(self, chosen: str | None) -> None:
         """Raise unless `chosen`, or the only one, took a step.
 
@@ -67,7 +167,7 @@ class Movements:
         """
         if len(self._begin) < 2 and chosen is None:
             return
-        names = [n for n, c in self._counts().items() if c != self._begin.get(n)]
+        names = self.moved()
         if chosen is None and names == ["optimizer"]:
             return
         if chosen is None or chosen not in names:

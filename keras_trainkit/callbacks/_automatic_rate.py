@@ -30,6 +30,8 @@ def automatic_rate(callback: Any, argument: str, rule: str) -> float:
     fit = fit_arguments(callback.model)
     name = type(callback).__name__
     instead = f"find it beforehand: {name}(kt.find_lr(model, x, y).{rule})"
+    if callback.optimizer is not None:
+        reject(argument, "auto", f"a rate for one of several optimizers; {instead}")
     if fit is None:
         reject(argument, "auto", f"a rate outside of `fit`; {instead}")
     files = [Path(folder, RATE_FILE) for folder in _backups(fit["callbacks"])]

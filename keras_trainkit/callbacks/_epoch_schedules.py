@@ -30,6 +30,8 @@ class ApplySchedule(ScheduleCallback):
         make: With `"auto"`, a function of the rate that returns the schedule, such as
             `lambda rate: kt.schedules.Step(rate, 500)`; by default the rate is
             constant.
+        optimizer: Which optimizer, where a `train_step` uses several, as in
+            `kt.callbacks.OneCycle`.
 
     Attributes:
         found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before.
@@ -55,8 +57,9 @@ class ApplySchedule(ScheduleCallback):
         self,
         schedule: Schedule | str,
         make: Callable[[float], Schedule] | None = None,
+        optimizer: str | None = None,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         self._finds = isinstance(schedule, str) and schedule == "auto"
         if not self._finds:
             _check(schedule)

@@ -44,6 +44,11 @@ class OneCycle(ScheduleCallback):
         final_div_factor: As in `kt.schedules.OneCycle`.
         anneal: As in `kt.schedules.OneCycle`.
         three_phase: As in `kt.schedules.OneCycle`.
+        optimizer: Which optimizer, where a `train_step` of the model's own uses
+            several: an attribute such as `"d_optimizer"`, or `"optimizers[0]"`,
+            `"generator.optimizer"`. Each can have a cycle of its own; the logs then
+            have `d_optimizer_learning_rate`. By default `model.optimizer`, and a
+            fit whose first step does not use it raises.
 
     Attributes:
         found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before.
@@ -79,8 +84,9 @@ class OneCycle(ScheduleCallback):
         final_div_factor: float = 1e4,
         anneal: str = "cos",
         three_phase: bool = False,
+        optimizer: str | None = None,
     ):
-        super().__init__()
+        super().__init__(optimizer)
         if max_lr is None:
             reject(
                 "max_lr",

@@ -7,7 +7,10 @@ import keras
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import batch_count
 from keras_trainkit._training import fit_scope
-from keras_trainkit._training.optimizer import core_optimizer
+from keras_trainkit._training.several_optimizers import (
+    optimizer_to_schedule,
+    watch_first_step,
+)
 from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers._follow import Follows, rate_of
 
@@ -16,6 +19,8 @@ _RIVALS = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
 )
+
+_REMEDY = "`OneCycle` and `ApplySchedule` take another one as `optimizer=`"
 
 
 class ScheduleCallback(keras.callbacks.Callback):
@@ -29,8 +34,11 @@ class ScheduleCallback(keras.callbacks.Callback):
     rate again; the counts and slots are those of the training.
     """
 
-    def __init__(self):
+    def __init__(self, optimizer: str | None = None):
         super().__init__()
+        if optimizer is not None and not isinstance(optimizer, str):
+            reject("optimizer", optimizer, 'a name such as "d_optimizer", or None')
+        self.optimizer = optimizer
         self._begun = False
         self._training = False
         self._follows: Any = None
@@ -58,11 +66,16 @@ class ScheduleCallback(keras.callbacks.Callback):
         """
         super().set_params(params)
         self._begun = self._training = False
-        optimizer = core_optimizer(self.model)
-        fit_scope.make_room(self.model, self, rate_of(optimizer), _RIVALS)
+        name = self.optimizer or "optimizer"
+        optimizer = optimizer_to_schedule(self.model, name)
+        rivals = _RIVALS if name == "optimizer" else ()
+        fit_scope.make_room(self.model, self, rate_of(name), rivals)
         rate, momentum = self.make_schedules(optimizer, self.params["steps"])
         options = self.options(optimizer)
-        self._follows = Follows(self.model, optimizer, self, rate, momentum, **options)
+        self._follows = Follows(
+            self.model, optimizer, self, rate, momentum, name=name, **options
+        )
+        watch_first_step(self.model, name, _REMEDY)
 
     def on_train_begin(self, logs=None):
         self._training = True
@@ -92,9 +105,10 @@ class ScheduleCallback(keras.callbacks.Callback):
             return
         follows = self._follows
         last_step = batch_count(follows.optimizer) - 1
-        logs["learning_rate"] = float(follows.rate(last_step))
+        of = f"{self.optimizer}_" if self.optimizer else ""
+        logs[f"{of}learning_rate"] = float(follows.rate(last_step))
         if follows.momentum is not None:
-            logs["momentum"] = float(follows.momentum(last_step))
+            logs[f"{of}momentum"] = float(follows.momentum(last_step))
 
     def on_train_end(self, logs=None):
         fit_scope.close(self.model)

@@ -250,6 +250,7 @@ class Follows:
         owner: The callback.
         rate: Schedule of the learning rate.
         momentum: Schedule of the momentum, where it has one that can be scheduled.
+        name: The expression that reaches the optimizer from the model.
         state: The state of the search for a plateau, whose first entry is a factor.
         least_momentum: What an SGD without momentum gets, which then keeps it.
         leave: Called at the end, when the optimizer is as it was.
@@ -262,6 +263,7 @@ class Follows:
         owner: keras.callbacks.Callback,
         rate: Schedule,
         momentum: Schedule | None = None,
+        name: str = "optimizer",
         state: tuple[float, ...] | None = None,
         least_momentum: float | None = None,
         leave: Callable[[], None] | None = None,
@@ -273,7 +275,8 @@ class Follows:
         if least_momentum is not None:
             _give_momentum(model, optimizer, least_momentum)
         _build(model, optimizer)
-        if isinstance(compile_config(model).get("optimizer"), str):
+        is_compiled = name == "optimizer"
+        if is_compiled and isinstance(compile_config(model).get("optimizer"), str):
             # Its file would have the class alone.
             set_saved_optimizer(model, optimizer)
         self.config = optimizer.get_config()
@@ -302,7 +305,7 @@ class Follows:
         self.rate, self.momentum = schedules[key]
         self.hidden = list(self.named.values())
         undo = self._change(leave)
-        fit_scope.enter(model, owner, undo, key=key, what=rate_of(optimizer))
+        fit_scope.enter(model, owner, undo, key=key, what=rate_of(name))
 
     def _variable(self, memory, name, shape, dtype):
         if name not in memory:
@@ -376,9 +379,9 @@ class Follows:
         self.named["start"].assign(value)
 
 
-def rate_of(optimizer: keras.optimizers.Optimizer) -> str:
-    """What a callback changes that schedules an optimizer."""
-    return f"learning rate of {optimizer.name!r}"
+def rate_of(name: str) -> str:
+    """What a callback changes that schedules the optimizer of this name."""
+    return f"learning rate of {name!r}"
 
 
 def _mixin(ours: type) -> type:

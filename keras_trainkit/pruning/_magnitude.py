@@ -18,6 +18,7 @@ from keras_trainkit._training.optimizer import (
     core_optimizer,
     same_variables,
 )
+from keras_trainkit._training.several_optimizers import watch_first_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.pruning._sparsity import (
     ConstantSparsity,
@@ -26,6 +27,8 @@ from keras_trainkit.pruning._sparsity import (
 )
 from keras_trainkit.pruning._step import assign_masked, nonzero, with_pruning
 from keras_trainkit.pruning._targets import Targets, find_targets, make_rule
+
+_REMEDY = "`MagnitudePruning` prunes what `model.optimizer` trains"
 
 
 class MagnitudePruning(keras.callbacks.Callback):
@@ -152,6 +155,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             vars(optimizer).pop("apply", None)
 
         fit_scope.enter(self.model, self, undo, key=self._choices)
+        watch_first_step(self.model, "optimizer", _REMEDY)
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._targets is None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_trainkit._checks import reject
 from keras_trainkit._keras import as_one_op, batch_count, moving_averages, step_counter
 from keras_trainkit._types import Tensor
 
@@ -43,6 +44,7 @@ def with_pruning(
     clipped = [clips or variable.constraint is not None for variable in variables]
 
     def apply_and_prune(grads, trainable_variables=None):
+        _check_all_trained(variables, trainable_variables)
         step = _now(optimizer) - start + 1
         before = [ops.convert_to_tensor(mask) for mask in masks] or [
             _alive(variable, step < begin_step) for variable in variables
@@ -74,6 +76,18 @@ def with_pruning(
             mask.assign(_alive(variable, not begun))
 
     return apply_and_prune, begin
+
+
+def _check_all_trained(variables, trained) -> None:
+    """Raise if the training step updates some of the pruned kernels elsewhere.
+
+    That may be by another optimizer, which would let them grow again.
+    """
+    known = {id(variable) for variable in trained or variables}
+    others = [variable.path for variable in variables if id(variable) not in known]
+    if others:
+        expected = "such that the model's `optimizer` trains all that is pruned; leave "
+        reject("exclude", None, f"{expected}out {', '.join(others)}")
 
 
 def _alive(variable: keras.Variable, everything: Any) -> Tensor:
