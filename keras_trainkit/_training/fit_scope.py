@@ -242,7 +242,7 @@ def _is_active(model: keras.Model) -> bool:
 def end_if_over(model: keras.Model) -> bool:
     """Undo the changes of a fit that raised; return whether there were any."""
     scope = getattr(model, "__dict__", {}).get(_NAME)
-    if not _is_active(model):
+    if scope is None or not _is_active(model):
         return False
     if not all(change.fit.is_over() for change in scope.changes):
         return False
