@@ -22,6 +22,7 @@ from keras_trainkit._keras import (
     run_through,
 )
 from keras_trainkit._keras.copying import copy_attributes
+from keras_trainkit._model.configs import mend_config
 from keras_trainkit._model.copy import live_copy
 
 
@@ -182,14 +183,51 @@ def _entering(model, node) -> list[Any] | None:
 
     None if there is more or less, such as a mask or an input that is optional.
     """
-    args, kwargs = arguments(node, node.input_tensors)
+    tensors = _given(model, *arguments(node, node.input_tensors))
+    same = {id(x) for x in tensors} == {id(x) for x in node.input_tensors}
+    return (
+        tensors if same and len(tensors) == len(functional_part(model).inputs) else None
+    )
+
+
+def _given(model, args: tuple, kwargs: dict) -> list[Any]:
+    """The inputs of a model among the arguments of its call."""
     given = args[0] if args else kwargs.get("inputs")
     functional = functional_part(model)
     if isinstance(given, dict) and not isinstance(functional.input, dict):
         given = [given.get(x.name) for x in functional.inputs]
-    tensors = keras.tree.flatten(given)
-    same = {id(x) for x in tensors} == {id(x) for x in node.input_tensors}
-    return tensors if same and len(tensors) == len(functional.inputs) else None
+    return keras.tree.flatten(given)
+
+
+def _entangled(model) -> set[int]:
+    """The ids of the models inside a model that share a layer with what is around.
+
+    Keras's files lose that a layer is shared across models: the weights of such a layer
+    are saved once, and then missing where the layer is made for the second time.
+    """
+    homes: dict[int, set[int]] = {}
+    inside: dict[int, set[int]] = {}
+    names: dict[str, int] = {}
+
+    def walk(whole) -> set[int]:
+        found: set[int] = set()
+        for node in nodes(whole):
+            layer = node.operation
+            if node.is_input:
+                continue
+            found.add(id(layer))
+            homes.setdefault(id(layer), set()).add(id(whole))
+            if is_graph(layer) and _entering(layer, node) is not None:
+                inside[id(layer)] = walk(layer)
+                found |= inside[id(layer)]
+            elif names.setdefault(layer.name, id(layer)) != id(layer):
+                # A Functional model requires unique names.
+                names[""] = 0
+        return found
+
+    walk(model)
+    shared = {one for one, where in homes.items() if len(where) > 1}
+    return set() if "" in names else {m for m, has in inside.items() if has & shared}
 
 
 # What a replacement says of a layer that is to go.
@@ -200,6 +238,7 @@ def rebuild(
     model: keras.Model,
     replacement: Callable[[Layer], Any] = lambda layer: None,
     input_shape: Callable[[Any], tuple] = lambda x: x.shape,
+    plain: bool = False,
 ) -> tuple[keras.Model, dict[Layer, Layer]]:
     """Copy a model with some layers exchanged or taken out.
 
@@ -214,6 +253,8 @@ def rebuild(
             copy it.
         input_shape: Called with each symbolic input of the model and of those inside
             it; returns the shape, with the batch axis, that it is to have.
+        plain: Whether more is to be put on the copy: its class and config are then
+            those of a plain model, even if no layer is exchanged.
 
     Returns:
         The copy, and the new layer for each old one that is not removed.
@@ -224,7 +265,7 @@ def rebuild(
         new = replacement(layer)
         if new is not None:
             exchanged[layer] = new
-    surgery = _Surgery(exchanged, input_shape)
+    surgery = _Surgery(exchanged, input_shape, model if plain else None)
     new_model = surgery.copy(model)
     pairs = {old: surgery.made(old) for old in surgery.met}
     return new_model, {old: new for old, new in pairs.items() if new is not REMOVED}
@@ -261,8 +302,9 @@ def _shown(model) -> Iterator[Any]:
 class _Surgery:
     """One copy of a model, in which what was shared is shared."""
 
-    def __init__(self, exchanged: dict[Any, Any], input_shape):
+    def __init__(self, exchanged: dict[Any, Any], input_shape, made_plain=None):
         self.exchanged = exchanged
+        self.made_plain = made_plain
         self.input_shape = input_shape
         self.memo: dict[int, Any] = {
             id(old): new for old, new in exchanged.items() if new is not REMOVED
@@ -288,19 +330,33 @@ class _Surgery:
         return live_copy(old, self.memo, self._copy_graph)
 
     def _copy_graph(self, model, memo):
-        plain = self._plain(model)
-        if self._is_changed(model) and not is_made_from_graph(model):
+        changed = self._is_changed(model)
+        plain = self._plain(model, _entangled(model) if changed else set())
+        if changed and not is_made_from_graph(model):
+            for call in read(plain).calls:
+                mend_config(call.layer, call.node)
             memo[id(model)] = plain
             return plain
         return copy_attributes(model, memo, plain)
 
     def _is_changed(self, model) -> bool:
+        if model is self.made_plain:
+            return True
         shapes = functional_part(model).inputs
         return any(tuple(self.input_shape(x)) != tuple(x.shape) for x in shapes) or any(
             self.exchanged.get(layer, layer) is not layer for layer in _shown(model)
         )
 
-    def _plain(self, model) -> keras.Model:
+    def _plain(self, model, opened: set[int]) -> keras.Model:
+        """The graph of a model, with the calls of some models inside it as its own."""
+
+        def operation(old):
+            if id(old) in opened:
+                return lambda *args, **kwargs: run_through(
+                    functional_part(old), _given(old, args, kwargs), operation, _call
+                )
+            return self.copy(old)
+
         functional = functional_part(model)
         if isinstance(model, keras.Sequential):
             (x,) = functional.inputs
@@ -308,7 +364,7 @@ class _Surgery:
             kept = [layer for layer in layers if layer is not REMOVED]
             return keras.Sequential([self._input(x), *kept], name=model.name)
         inputs = keras.tree.map_structure(self._input, model.input)
-        outputs = run_through(model, inputs, self.copy, _call)
+        outputs = run_through(model, inputs, operation, _call)
         return keras.Model(inputs, outputs, name=model.name)
 
     def _input(self, x):

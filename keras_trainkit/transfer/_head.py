@@ -74,7 +74,7 @@ def replace_head(
             return head[0]
         return layer if share_weights else None
 
-    body, _ = _graph.rebuild(model, replacement)
+    body, _ = _graph.rebuild(model, replacement, plain=True)
     rest = head if old is None else head[1:]
     if old is None:
         rank = len(body.outputs[0].shape)
