@@ -10,9 +10,14 @@ import keras
 from keras import ops
 
 from keras_trainkit._checks import check_finite, check_positive, reject
-from keras_trainkit._keras import set_projection_option, sublayers
+from keras_trainkit._keras import patched, set_projection_option, sublayers
 from keras_trainkit._model.graph import is_graph
-from keras_trainkit._model.kernels import Kernel, inputs_of, kernels
+from keras_trainkit._model.kernels import (
+    Kernel,
+    inputs_of,
+    kernels,
+    without_kernels,
+)
 from keras_trainkit._model.select import chains, path_of
 
 __all__ = ["Lp", "Orthogonality", "apply"]
@@ -129,10 +134,9 @@ def apply(
     Every kernel that `where` selects gets them, as though its layer had been made with
     `kernel_regularizer` and `kernel_constraint`: Dense, convolutions, Embedding, the
     input and recurrent kernels of RNNs, attention's projections. Biases and
-    normalization are left alone. The model's file has them too, except where `where`
-    picks some of an attention layer's projections and not the others. Where a layer
-    made of layers says nothing of its parts in its config, the file would lose them
-    without a word: this is refused.
+    normalization are left alone. The model's file has them too. Where it would lose
+    them it is refused: where a layer made of layers says nothing of its parts in its
+    config, and where `where` picks some of an attention layer's projections only.
 
     Args:
         model: A built model; it is changed in place. The optimizer and its state stay.
@@ -146,8 +150,8 @@ def apply(
 
     Raises:
         ValueError: If the model is not built, nothing is to be applied, `where` is no
-            regular expression, it selects no kernel, or the file would lose what is
-            applied; the model is then as it was.
+            regular expression, it selects no kernel or one that is quantized or has
+            LoRA, or the file would lose what is applied; the model is then as it was.
 
     Examples:
         >>> import keras, keras_trainkit as kt
@@ -171,6 +175,7 @@ def apply(
     regularizer = keras.regularizers.get(kernel)
     limit = keras.constraints.get(constraint)
     chosen = [found for found in kernels(model) if _selected(found, where)]
+    _check_trainable(model, where)
     if not chosen:
         reject("where", where, "such that it selects at least one kernel")
     for role, value in (("regularizer", regularizer), ("constraint", limit)):
@@ -181,6 +186,17 @@ def apply(
     # The compiled functions were made without them.
     model.train_function = model.test_function = None
     return [found.variable.path for found in chosen]
+
+
+def _check_trainable(model, where) -> None:
+    """Raise if `where` selects a kernel that no penalty can change."""
+    for layer in sublayers(model):
+        reason = without_kernels(layer)
+        for weight in layer.weights if reason else ():
+            is_kernel = weight.name in ("kernel", "embeddings")
+            if is_kernel and _selected(Kernel(layer, weight, ()), where):
+                expected = "such that it selects no kernel without training"
+                reject("where", where, f"{expected}, and {layer.name!r} {reason}")
 
 
 def _set(model, chosen: list[Kernel], role: str, value) -> None:
@@ -219,20 +235,30 @@ def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
 
     What a file says of a layer inside another is what the config of the outer one says.
     """
-    wanted = json.dumps(keras.saving.serialize_keras_object(value), default=str)
-    owners = {id(one.layer) for one in chosen}
     for chain in [(model,), *((model, *rest) for rest in chains(model))]:
-        if id(chain[-1]) not in owners:
-            continue
-        outer = next(layer for layer in chain if not is_graph(layer))
-        if outer is not chain[-1] and wanted not in _config(outer):
-            path = path_of(chain[1:])
-            raise ValueError(
-                f"`{role}` must be one that the model's file keeps, but the config of "
-                f"{type(outer).__name__} {outer.name!r} does not have that of its "
-                f"{path!r}: give that layer its `kernel_{role}` where it is made, or "
-                f"leave it out by `where`. Received: {role}={value!r}"
-            )
+        outer = next((layer for layer in chain if not is_graph(layer)), chain[-1])
+        for kernel in chosen:
+            if kernel.layer is not chain[-1] or outer is kernel.layer:
+                continue
+            if not _is_in_config(kernel, chain, outer, role):
+                path = path_of(chain[1:])
+                raise ValueError(
+                    f"`{role}` must be one that the model's file keeps, but the config "
+                    f"of {type(outer).__name__} {outer.name!r} does not have that of "
+                    f"its {path!r}: give that layer its `kernel_{role}` where it is "
+                    f"made, or leave it out by `where`. Received: {role}={value!r}"
+                )
+
+
+def _is_in_config(kernel: Kernel, chain, outer, role: str) -> bool:
+    """Whether the config of an outer layer depends on what a kernel inside it has."""
+    option = f"_kernel_{role}"
+    changes = [(kernel.layer, f"{kernel.prefix}_{role}", None)]
+    # An attention layer's config has what all of its projections have.
+    changes += [(layer, option, None) for layer in chain if option in vars(layer)]
+    before = _config(outer)
+    with patched(changes):
+        return _config(outer) != before
 
 
 def _config(layer) -> str:

@@ -191,3 +191,46 @@ def test_what_the_file_would_lose_is_refused_and_nothing_changes():
     with pytest.raises(ValueError, match="the config of Own"):
         kt.regularizers.apply(own, kernel="l2")
     assert not own.losses
+
+
+class Half(keras.layers.Layer):
+    """Its config says what one of its two layers has."""
+
+    def __init__(self, kernel_regularizer=None, **kwargs):
+        super().__init__(**kwargs)
+        self.first = keras.layers.Dense(4, kernel_regularizer=kernel_regularizer)
+        self.second = keras.layers.Dense(4)
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def get_config(self):
+        penalty = keras.regularizers.serialize(self.first.kernel_regularizer)
+        return {**super().get_config(), "kernel_regularizer": penalty}
+
+
+def test_each_kernel_must_be_in_the_config():
+    model = keras.Sequential([keras.Input((3,)), Half(name="half")])
+    with pytest.raises(ValueError, match="does not have that of its 'half/dense_"):
+        kt.regularizers.apply(model, kernel="l2")
+    half = model.layers[0]
+    first = half.first.kernel.path
+    assert kt.regularizers.apply(model, kernel="l2", where=f"{first}$") == [first]
+
+
+def test_some_projections_of_attention_are_refused():
+    with pytest.raises(ValueError, match="the config of MultiHeadAttention"):
+        kt.regularizers.apply(make_model(), kernel="l2", where="query")
+
+
+def test_int8_and_lora_are_refused_by_name():
+    model = keras.Sequential(
+        [keras.Input((4,)), *(keras.layers.Dense(4, name=name) for name in "abc")]
+    )
+    model.get_layer("a").quantize("int8")
+    model.get_layer("b").enable_lora(2)
+    for name, reason in (("a", "quantized to int8"), ("b", "LoRA")):
+        with pytest.raises(ValueError, match=f"{name}' .*{reason}.*where='/{name}/'"):
+            kt.regularizers.apply(model, kernel="l2", where=f"/{name}/")
+    assert not model.losses
+    assert len(kt.regularizers.apply(model, kernel="l2", where="/c/")) == 1
