@@ -247,7 +247,7 @@ def _used(model, batch) -> list[keras.layers.Layer]:
     """The model's layers in the order in which a batch passes them."""
     if not model.built:
         reject("model", model.name, "built")
-    return list(outputs(model, batch, leaves(model)))
+    return list(dict.fromkeys(l for l, _ in outputs(model, batch, leaves(model))))
 
 
 def _orthonormal(kernel: Kernel, seed: int):
@@ -271,7 +271,8 @@ def _to_unit_variance(model, batch, layer, tolerance, max_iterations) -> float:
 
 
 def _spread(model, batch, layer) -> float:
-    std = float(outputs(model, batch, [layer], before_activation=True)[layer].std())
+    found = outputs(model, batch, [layer], before_activation=True)
+    std = float(np.concatenate([array.ravel() for _, array in found]).std())
     if not np.isfinite(std) or std == 0:
         raise ValueError(
             "`batch` must give each layer outputs that are finite and differ. "

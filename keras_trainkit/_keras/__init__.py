@@ -164,6 +164,15 @@ def sublayers(
     return list(layer._flatten_layers(include_self=recursive, recursive=recursive))
 
 
+def call_name(layer: keras.layers.Layer) -> str:
+    """The name of the method that a call of a layer runs.
+
+    A quantized layer runs another one than `call`. Tried on Keras 3.15.
+    """
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    return "quantized_call" if quantized else "call"
+
+
 def live_layers() -> list[keras.layers.Layer]:
     """Every layer that exists in this process.
 

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -143,6 +143,45 @@ def _all_frames() -> Iterator[Any]:
         while frame is not None:
             yield frame
             frame = frame.f_back
+
+
+@contextlib.contextmanager
+def only_step(model: keras.Model, step: Callable[[Any], None]) -> Iterator[None]:
+    """Lets a `fit` do nothing with a batch but pass it to `step`, eagerly.
+
+    What a `fit` that preprocesses passes to the training step is not public. Nothing is
+    built or trained. Tried on Keras 3.15.
+    """
+
+    def train_step(*state_and_data):
+        # The JAX trainer passes the state through the step.
+        *state, data = state_and_data
+        step(data)
+        # TensorFlow's loop wants a value.
+        logs = {"loss": keras.ops.zeros(())}
+        return (logs, *state) if state else logs
+
+    def nothing(*args, **kwargs):
+        pass
+
+    kept = {
+        name: getattr(model, name)
+        for name in ("run_eagerly", "train_function", "steps_per_execution")
+    }
+    changes = [
+        (model, "train_step", train_step),
+        (model, "_symbolic_build", nothing),
+        # The metrics are not built.
+        (model, "get_metrics_result", dict),
+    ]
+    try:
+        with patched(changes):
+            model.run_eagerly, model.train_function = True, None
+            model.steps_per_execution = 1
+            yield
+    finally:
+        for name, value in kept.items():
+            setattr(model, name, value)
 
 
 @contextlib.contextmanager

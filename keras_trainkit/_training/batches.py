@@ -65,6 +65,13 @@ def as_array(value: Any) -> Any:
     return np.asarray(value) if hasattr(value, "__array__") else value
 
 
+def text_as_tensor(value: Any) -> Any:
+    """An array of strings as Keras's own `fit` takes it."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+        return keras.ops.convert_to_tensor(value)
+    return value
+
+
 def batches_of(x: Any) -> tuple[Iterable[tuple], int | None]:
     """What yields batches as an iterable of tuples, and their number, where known.
 

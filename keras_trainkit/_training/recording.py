@@ -8,8 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainkit._keras import patched
+from keras_trainkit._keras import call_name, patched
 from keras_trainkit._model.kinds import channels_first
+from keras_trainkit._training.as_fit import step_as_fit
+from keras_trainkit._training.batches import text_as_tensor
 from keras_trainkit._training.state import as_it_was
 
 
@@ -32,7 +34,7 @@ def outputs(
     *,
     before_activation: bool = False,
     training: bool = False,
-) -> dict[keras.layers.Layer, np.ndarray]:
+) -> list[tuple[keras.layers.Layer, np.ndarray]]:
     """The outputs of some layers in one forward pass, in the order of their calls.
 
     Args:
@@ -43,29 +45,31 @@ def outputs(
         training: As in a model's call.
 
     Returns:
-        An array for each layer that was used. All the uses of a layer are one array.
+        Each layer that was used, with an array that has a column for each unit. All
+        the uses of a layer are one array; if they have different numbers of units, as
+        those of a tied embedding, an array for each number.
     """
-    seen: dict[keras.layers.Layer, list] = {}
+    seen: dict[tuple, list] = {}
     with contextlib.ExitStack() as stack:
         for layer in layers:
             inner = before_activation and callable(getattr(layer, "activation", None))
 
             def keep(taken, given, layer=layer, inner=inner):
-                seen.setdefault(layer, []).extend(
-                    _rows(tensor, layer)
-                    for tensor in keras.tree.flatten(taken if inner else given)
-                )
+                for tensor in keras.tree.flatten(taken if inner else given):
+                    rows = _rows(tensor, layer)
+                    if rows is not None:
+                        seen.setdefault((layer, rows.shape[1]), []).append(rows)
 
-            name = "activation" if inner else "call"
+            name = "activation" if inner else call_name(layer)
             stack.enter_context(_tapped(layer, name, keep))
-        model(x, training=training)
-    return {layer: np.concatenate(arrays) for layer, arrays in seen.items()}
+        model(keras.tree.map_structure(text_as_tensor, x), training=training)
+    return [(layer, np.concatenate(arrays)) for (layer, _), arrays in seen.items()]
 
 
 def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
     """What a layer takes in from a pass, the uses of a shared one in one batch."""
     seen: list = []
-    with _tapped(layer, "call", lambda taken, _: seen.append(taken)):
+    with _tapped(layer, call_name(layer), lambda taken, _: seen.append(taken)):
         model(x, training=False)
     return keras.ops.concatenate(seen)
 
@@ -74,9 +78,8 @@ def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
 def recorded_gradients(model: keras.Model) -> Iterator[Callable[..., list[np.ndarray]]]:
     """Gives a function from a batch to the gradients of a compiled model's loss.
 
-    It takes what `train_on_batch` takes, and returns an array for each trainable
-    variable. BatchNorm and random layers are as in training. The model is as it was
-    afterwards.
+    It takes what `step_as_fit` takes, and returns an array for each trainable variable.
+    BatchNorm and random layers are as in training. The model is as it was afterwards.
     """
     with as_it_was(model):
         optimizer = _Gradients()
@@ -84,20 +87,20 @@ def recorded_gradients(model: keras.Model) -> Iterator[Callable[..., list[np.nda
         model.optimizer, model.train_function = optimizer, None
 
         def gradients(*batch: Any) -> list[np.ndarray]:
-            model.train_on_batch(*batch)
+            step_as_fit(model, *batch)
             return [np.array(ops.convert_to_numpy(g)) for g in optimizer.gradients]
 
         yield gradients
 
 
-def gradients_of(model: keras.Model, x, y) -> dict[int, np.ndarray]:
+def gradients_of(model: keras.Model, *batch: Any) -> dict[int, np.ndarray]:
     """The gradient of a compiled model's loss, by the id of each trainable variable.
 
-    The model is as it was afterwards.
+    The batch is what `step_as_fit` takes. The model is as it was afterwards.
     """
     ids = [id(variable) for variable in model.trainable_variables]
     with recorded_gradients(model) as gradients:
-        return dict(zip(ids, gradients(x, y), strict=True))
+        return dict(zip(ids, gradients(*batch), strict=True))
 
 
 class _Gradients(keras.optimizers.Optimizer):
@@ -122,18 +125,22 @@ def _tapped(layer, name: str, keep: Callable) -> contextlib.AbstractContextManag
     """Shows `keep` what a layer's function takes first and what it returns."""
     function: Callable = getattr(layer, name)
 
-    def tap(first, *args, **kwargs):
-        result = function(first, *args, **kwargs)
-        keep(first, result)
+    def tap(*args, **kwargs):
+        result = function(*args, **kwargs)
+        keep(args[0] if args else next(iter(kwargs.values()), None), result)
         return result
 
     return patched([(layer, name, tap)])
 
 
-def _rows(tensor, layer) -> np.ndarray:
-    """A tensor as a matrix with a column for each unit."""
+def _rows(tensor, layer) -> np.ndarray | None:
+    """A tensor as a matrix with a column for each unit; None for text and the like."""
+    # A `RaggedTensor`'s values are in one tensor.
+    tensor = getattr(tensor, "flat_values", tensor)
+    if tensor is None or keras.backend.standardize_dtype(tensor.dtype) == "string":
+        return None
     array = keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
     array = array.reshape(-1, 1) if array.ndim < 2 else array
     if channels_first(layer):
         array = np.moveaxis(array, 1, -1)
-    return array.reshape(-1, array.shape[-1])
+    return array.reshape(-1, array.shape[-1]) if array.size else None

@@ -174,7 +174,7 @@ class Monitor(keras.callbacks.Callback):
                     keras.ops.convert_to_tensor, self.bad_batch[0]
                 )
                 found = outputs(model, x, leaves(model), training=True)
-            for layer, array in found.items():
+            for layer, array in found:
                 if not np.isfinite(array).all():
                     return layer.name
         for layer in leaves(model):

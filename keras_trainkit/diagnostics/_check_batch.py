@@ -321,10 +321,10 @@ def units(batch: Batch) -> Iterator[Finding]:
 def unit_findings(model: keras.Model, x: Any) -> Iterator[Finding]:
     """Units that say nothing, from the outputs for some inputs."""
     arrays = outputs(model, x, leaves(model), training=True)
-    last = list(arrays)[-1:]
+    last = [layer for layer, _ in arrays[-1:]]
     dead = {
         layer: float((array == 0).all(0).mean())
-        for layer, array in arrays.items()
+        for layer, array in arrays
         if _is_relu(layer)
     }
     yield from _worst(
@@ -338,7 +338,7 @@ def unit_findings(model: keras.Model, x: Any) -> Iterator[Finding]:
     )
     saturated = {
         layer: saturation(layer, array) or 0.0
-        for layer, array in arrays.items()
+        for layer, array in arrays
         if layer not in last and _name(layer) != "softmax"
     }
     yield from _worst(

@@ -100,7 +100,7 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
     flat = [np.asarray(part) for part in keras.tree.flatten(x)]
     if why := standardization_problem(flat[0]):
         problems["input"] = why
-    order, path = list(used), paths(model)
+    order, path = [layer for layer, _ in used], paths(model)
     dense = [layer for layer in order if isinstance(layer, kinds.Dense)]
     for place, layer in enumerate(order):
         why = layer_problem(layer)
@@ -110,8 +110,8 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
             problems[path[layer]] = why
     return SelfNormalizationReport(
         names=tuple(path[layer] for layer in order),
-        means=np.array([array.mean() for array in used.values()]),
-        stds=np.array([array.std() for array in used.values()]),
+        means=np.array([array.mean() for _, array in used]),
+        stds=np.array([array.std() for _, array in used]),
         problems=problems,
     )
 

@@ -1,5 +1,6 @@
 """Signals forward and gradients backward, layer by layer."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from keras import ops
 
 from keras_trainkit._checks import check_built, reject
 from keras_trainkit._table import Report, Table
+from keras_trainkit._training.as_fit import batch_as_fit, step_as_fit
+from keras_trainkit._training.batches import batches_of, is_arrays
 from keras_trainkit._training.optimizer import install
 from keras_trainkit._training.recording import gradients_of, leaves, outputs
 from keras_trainkit._training.state import as_it_was
@@ -102,6 +105,7 @@ def signal_report(
     y: Any = None,
     *,
     training: bool = True,
+    gradients: bool | None = None,
 ) -> SignalReport:
     """Measure what passes through each layer: activations, gradients, updates.
 
@@ -110,16 +114,20 @@ def signal_report(
     Args:
         model: A built Sequential or Functional model, nested ones included; a
             subclassed one as far as its layers are its attributes.
-        x: A batch of inputs, some hundred rows.
+        x: A batch of inputs as `fit` takes them, some hundred rows; or a dataset, of
+            which the first batch is taken.
         y: Its targets, for gradients and updates; the model must be compiled.
         training: Whether the activations are those of training, with dropout and the
             batch's own statistics in BatchNorm.
+        gradients: Whether to measure gradients and updates; by default where there are
+            targets. True is for a model that trains without any, such as a VAE.
 
     Returns:
         A `SignalReport`.
 
     Raises:
-        ValueError: If the model is not built, or not compiled where `y` is given.
+        ValueError: If the model is not built, or not compiled where gradients are
+            asked for.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -133,25 +141,45 @@ def signal_report(
         Feedforward Neural Networks (2010), sections 3 and 4.
     """
     check_built(model)
-    if y is not None and not model.compiled:
+    batch = _first_batch(x, y)
+    backward = batch[1] is not None if gradients is None else gradients
+    if backward and not model.compiled:
         reject("model", model.name, "compiled where `y` is given")
     with as_it_was(model):
-        arrays = outputs(model, x, leaves(model), training=training)
-    gradients, updates = _backward(model, x, y) if y is not None else ({}, {})
+        batch = batch_as_fit(model, *batch)
+        arrays = outputs(model, batch[0], leaves(model), training=training)
+    if gradients is None:
+        backward = batch[1] is not None
+    norms, updates = _backward(model, batch) if backward else ({}, {})
+    widths = Counter(layer for layer, _ in arrays)
     signals = tuple(
         LayerSignal(
-            name=layer.name,
+            name=layer.name + (f" ({array.shape[1]} units)" if several else ""),
             kind=type(layer).__name__,
             mean=float(array.mean()),
             std=float(array.std()),
             dead=float((array == 0).all(0).mean()),
             saturated=_saturated(layer, array),
-            gradient_norm=gradients.get(layer),
-            update_ratio=updates.get(layer),
+            # Once for each layer, in its first line.
+            gradient_norm=norms.pop(layer, None),
+            update_ratio=updates.pop(layer, None),
         )
-        for layer, array in arrays.items()
+        for layer, array in arrays
+        for several in [widths[layer] > 1]
     )
     return SignalReport(signals, tuple(_problems(signals)))
+
+
+def _first_batch(x: Any, y: Any) -> tuple:
+    """`(x, y, sample_weight)` of the batch that is looked at."""
+    if is_arrays(x):
+        return x, y, None
+    batches, _ = batches_of(x)
+    if y is not None:
+        reject("y", type(y), "None where x yields batches")
+    for batch in batches:
+        return (*batch, None, None)[:3]
+    return reject("x", x, "an iterable with at least one batch")
 
 
 def _cells(layer: LayerSignal) -> list[str]:
@@ -169,17 +197,17 @@ def _cells(layer: LayerSignal) -> list[str]:
     ]
 
 
-def _backward(model, x, y):
+def _backward(model, batch: tuple):
     """Norms of the gradients, and of the updates over the weights, by layer."""
     layers = [layer for layer in leaves(model) if layer.trainable_variables]
     variables = [layer.trainable_variables for layer in layers]
-    found = gradients_of(model, x, y)
+    found = gradients_of(model, *batch)
     gradients = [_norm([found[id(v)] for v in own]) for own in variables]
     with as_it_was(model):
         # A copy, since an optimizer that takes a step before its time stays built.
         install(model, as_of_now(model), rewrap=True)
         before = [_arrays(own) for own in variables]
-        model.train_on_batch(x, y)
+        step_as_fit(model, *batch)
         ratios = [
             _norm([a - b for a, b in zip(_arrays(own), old, strict=True)])
             / max(_norm(old), 1e-12)

@@ -17,6 +17,7 @@ from keras_trainkit._training.batches import (
     num_rows,
     shuffled_rows,
     take,
+    text_as_tensor,
 )
 
 
@@ -108,7 +109,7 @@ class FitData:
         else:
             return options | {"x": self._generator(num_steps)}
         if not self._own_fit:
-            options = keras.tree.map_structure(_text_as_tensor, options)
+            options = keras.tree.map_structure(text_as_tensor, options)
         if self._class_weight is not None:
             options["class_weight"] = self._class_weight
         return options
@@ -130,7 +131,7 @@ class FitData:
         try:
             for batch in batches:
                 batch = keras.tree.map_structure(as_array, batch)
-                batch = keras.tree.map_structure(_text_as_tensor, batch)
+                batch = keras.tree.map_structure(text_as_tensor, batch)
                 if self._class_weight is not None:
                     batch = _weighted(batch, self._class_weight)
                 # TensorFlow takes a list for one tensor.
@@ -146,13 +147,6 @@ def _checked(batch_size: int | None) -> int:
     return (
         32 if batch_size is None else check_integer("batch_size", batch_size, minimum=1)
     )
-
-
-def _text_as_tensor(value: Any) -> Any:
-    """An array of strings as Keras's own `fit` takes it."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
-        return keras.ops.convert_to_tensor(value)
-    return value
 
 
 def _is_dataset(x: Any) -> bool:

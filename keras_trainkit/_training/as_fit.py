@@ -1,0 +1,87 @@
+"""Batches and steps of training, as a model's own `fit` makes them."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._keras.fitting import only_step
+from keras_trainkit._training.batches import as_array, columns, text_as_tensor
+
+Batch = tuple[Any, Any, Any]
+
+
+def has_own_fit(model: keras.Model) -> bool:
+    """Whether the `fit` of a model is not Keras's, such as one that preprocesses."""
+    return type(model).fit is not keras.Model.fit or "fit" in vars(model)
+
+
+def has_own_step(model: keras.Model) -> bool:
+    """Whether the `train_step` of a model is not Keras's."""
+    own = type(model).train_step is not keras.Model.train_step
+    return own or "train_step" in vars(model)
+
+
+def batch_as_fit(
+    model: keras.Model, x: Any, y: Any = None, weights: Any = None
+) -> Batch:
+    """The `(x, y, sample_weight)` that `fit` makes of a batch for the training step.
+
+    Args:
+        model: A model; compiled, if its `fit` is its own. A `fit` of Keras's changes
+            nothing.
+        x: Inputs, arrays of as many rows.
+        y: Targets.
+        weights: Sample weights.
+    """
+    if not has_own_fit(model) or not model.compiled:
+        return x, y, weights
+    x, y, weights = (part if part is None else columns(part) for part in (x, y, weights))
+    seen: list[Batch] = []
+
+    def keep(data):
+        seen.append(keras.utils.unpack_x_y_sample_weight(data))
+
+    with only_step(model, keep):
+        _fit(type(model).fit, model, x, y, weights)
+    return keras.tree.map_structure(as_array, _joined(seen))
+
+
+def step_as_fit(model: keras.Model, x: Any, y: Any = None, weights: Any = None) -> None:
+    """One training step on what `batch_as_fit` returned."""
+    x, y, weights = keras.tree.map_structure(text_as_tensor, (x, y, weights))
+    if not has_own_step(model):
+        keras.Model.train_on_batch(model, x, y, weights)
+        return
+    # A step of one's own may unpack `x, y = data`, where `train_on_batch` gives three.
+    _fit(keras.Model.fit, model, x, y, weights)
+
+
+def _fit(fit, model, x, y, weights) -> None:
+    """A `fit` of one step, with no trace in the model's history."""
+    rows = len(keras.tree.flatten(x)[0])
+    options = {"batch_size": rows, "epochs": 1, "shuffle": False, "verbose": 0}
+    with _once(model):
+        fit(model, x, y, sample_weight=weights, **options)
+
+
+@contextlib.contextmanager
+def _once(model: keras.Model) -> Iterator[None]:
+    names = ("history", "stop_training")
+    kept = {name: getattr(model, name, None) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(model, name, value)
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    def join(*parts):
+        if parts[0] is None or len(parts) == 1:
+            return parts[0]
+        return np.concatenate([as_array(part) for part in parts])
+
+    return keras.tree.map_structure(join, *batches)
