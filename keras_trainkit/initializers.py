@@ -247,7 +247,8 @@ def _used(model, batch) -> list[keras.layers.Layer]:
     """The model's layers in the order in which a batch passes them."""
     if not model.built:
         reject("model", model.name, "built")
-    return list(dict.fromkeys(l for l, _ in outputs(model, batch, leaves(model))))
+    found = outputs(model, batch, leaves(model))
+    return list(dict.fromkeys(layer for layer, _ in found))
 
 
 def _orthonormal(kernel: Kernel, seed: int):

@@ -38,7 +38,9 @@ def batch_as_fit(
     """
     if not has_own_fit(model) or not model.compiled:
         return x, y, weights
-    x, y, weights = (part if part is None else columns(part) for part in (x, y, weights))
+    x, y, weights = (
+        part if part is None else columns(part) for part in (x, y, weights)
+    )
     seen: list[Batch] = []
 
     def keep(data):

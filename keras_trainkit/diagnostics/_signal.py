@@ -199,9 +199,13 @@ def _cells(layer: LayerSignal) -> list[str]:
 
 def _backward(model, batch: tuple):
     """Norms of the gradients, and of the updates over the weights, by layer."""
-    layers = [layer for layer in leaves(model) if layer.trainable_variables]
-    variables = [layer.trainable_variables for layer in layers]
     found = gradients_of(model, *batch)
+    # A frozen layer says that it has none, though LoRA trains inside it.
+    owned = {
+        layer: [v for v in layer.variables if id(v) in found] for layer in leaves(model)
+    }
+    layers = [layer for layer, own in owned.items() if own]
+    variables = [owned[layer] for layer in layers]
     gradients = [_norm([found[id(v)] for v in own]) for own in variables]
     with as_it_was(model):
         # A copy, since an optimizer that takes a step before its time stays built.
