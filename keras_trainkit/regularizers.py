@@ -272,7 +272,8 @@ def _config(layer) -> str:
 def _selected(kernel: Kernel, where) -> bool:
     if where is None:
         return True
-    if callable(where):
+    # A layer and a type of layers can be called too.
+    if callable(where) and not isinstance(where, keras.layers.Layer | type):
         return bool(where(kernel.layer))
     try:
         return re.search(where, kernel.variable.path) is not None

@@ -270,6 +270,61 @@ def test_key_that_means_nothing():
         optimizer.build(two_layers().trainable_variables)
 
 
+def named(*names):
+    return keras.Sequential(
+        [keras.Input((3,)), *(keras.layers.Dense(3, name=name) for name in names)]
+    )
+
+
+@pytest.mark.parametrize("key", ["other", r"oth.*"])
+def test_key_of_another_model(key):
+    model, other = named("low", "high"), named("other")
+    for one in (key, other.layers[0]):
+        optimizer = kt.optimizers.layerwise(keras.optimizers.SGD(0.1), {one: 0.5})
+        with pytest.raises(ValueError, match="rates"):
+            optimizer.build(model.trainable_variables)
+
+
+def test_layer_of_another_model_with_the_name_of_one_of_this():
+    model, other = named("low", "high"), named("low")
+    rates = {other.layers[0]: 0.5}
+    optimizer = kt.optimizers.layerwise(keras.optimizers.SGD(0.1), rates)
+    model.compile(optimizer, "mse")
+    x = np.ones((8, 3), "float32")
+    before = weights(model)
+    with pytest.raises(ValueError, match="layers are of the model that trains"):
+        # The callback's copy of the optimizer knows the layers too.
+        model.fit(x, x, verbose=0, callbacks=[kt.callbacks.OneCycle(0.1)])
+    for got, want in zip(weights(model), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+    optimizer = kt.optimizers.layerwise(
+        keras.optimizers.SGD(0.1), {model.layers[0]: 0.5}
+    )
+    optimizer.build(model.trainable_variables)
+    assert [optimizer.factor(v) for v in model.trainable_variables] == [0.5] * 2 + [
+        1.0
+    ] * 2
+
+
+def test_name_that_two_layers_share():
+    left, right = named("same", "left"), named("same", "right")
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, left(inputs) + right(inputs))
+
+    def factors(rates):
+        optimizer = kt.optimizers.layerwise(keras.optimizers.SGD(0.1), rates)
+        optimizer.build(model.trainable_variables)
+        return [optimizer.factor(v) for v in model.trainable_variables]
+
+    for key in ("same", left.layers[0]):
+        with pytest.raises(ValueError, match=r"2 layers have.*Received: rates='same'"):
+            factors({key: 0.5})
+    # An expression says that all of them are wanted.
+    assert factors({"(.*/)?same": 0.5}) == [0.5, 0.5, 1.0, 1.0] * 2
+    right.trainable = False
+    assert factors({"same": 0.5}) == [0.5, 0.5, 1.0, 1.0]
+
+
 def test_other_optimizers_are_refused():
     class Own(keras.optimizers.SGD):
         pass

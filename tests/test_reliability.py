@@ -219,6 +219,56 @@ def test_what_a_preset_takes_as_it_was():
     assert cycle.max_lr == 0.5
 
 
+# --- Selectors
+
+
+def twins():
+    """Two blocks with a layer of one name in each."""
+    inputs = keras.Input((4,))
+    blocks = [
+        keras.Sequential(
+            [keras.Input((4,)), keras.layers.Dense(4, name="same")], name=name
+        )
+        for name in ("left", "right")
+    ]
+    x = blocks[1](blocks[0](inputs))
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+SELECTING = {
+    "MagnitudePruning include": lambda m, s: kt.pruning.prune_once(m, 0.5, include=s),
+    "MagnitudePruning exclude": lambda m, s: kt.pruning.prune_once(m, 0.5, exclude=s),
+    "channels, ratio": lambda m, s: kt.pruning.prune_channels(m, {s: 0.5}),
+    "sparsity": lambda m, s: kt.pruning.prune_once(m, {s: 0.5}),
+    "quantize_aware": lambda m, s: kt.quantization.quantize_aware(m, exclude=s),
+    "freeze": lambda m, s: kt.transfer.freeze(m, s),
+    "freeze until": lambda m, s: kt.transfer.freeze(m, until=s),
+    "unfreeze": lambda m, s: kt.transfer.unfreeze(m, s),
+}
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_selectors_that_mean_another_or_two(name):
+    model, other = twins(), twins()
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=r"left/same, right/same.*Received: .*'same'"):
+        SELECTING[name](model, "same")
+    with pytest.raises(ValueError, match="matches a layer of the model"):
+        SELECTING[name](model, other.layers[-1])
+    for got, want in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert all(layer.trainable for layer in model.layers)
+    # A path, an expression and the layer itself say which.
+    for selector in ("left/same", ".*/same", model.layers[1].layers[0]):
+        SELECTING[name](model, selector)
+
+
+@pytest.mark.parametrize("where", [keras.layers.Dense, keras.layers.Dense(1), 3])
+def test_where_is_an_expression_or_a_function(where):
+    with pytest.raises(ValueError, match="Received: where="):
+        kt.regularizers.apply(twins(), kernel="l2", where=where)
+
+
 # --- Many devices
 
 

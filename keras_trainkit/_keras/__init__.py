@@ -69,9 +69,11 @@ def copy_exclusions(
 ) -> None:
     """Copy the exclusions from weight decay to another optimizer.
 
-    They are not in an optimizer's config. Tried on Keras 3.13 and 3.15.
+    They are not in an optimizer's config. Tried on Keras 3.13 and 3.15. Nor are the
+    layers that are keys of `kt.optimizers.layerwise`, which are copied too.
     """
-    for name in ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern"):
+    exclusions = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+    for name in (*exclusions, "_keys"):
         if hasattr(source, name):
             setattr(target, name, getattr(source, name))
 

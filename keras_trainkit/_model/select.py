@@ -12,7 +12,8 @@ from keras_trainkit._model.kernels import Kernel, own_kernels
 
 Selector: TypeAlias = str | type | Layer | Callable[[Layer], bool]
 """A layer; a type of layers; a regular expression that matches the whole of a layer's
-name or of its path; or a function of a layer."""
+name or of its path; or a function of a layer. A plain name must be that of one layer:
+where several have it, a path means one and an expression such as `.*/query` all."""
 
 _EXPECTED = "a layer, a type of layers, a regular expression or a function of a layer"
 
@@ -80,11 +81,42 @@ def selected(chain: tuple[Layer, ...], selectors: Sequence[Selector]) -> bool:
 def check_all_used(
     name: str, chains: Sequence[tuple[Layer, ...]], selectors: Sequence[Selector]
 ) -> None:
-    """Raise if a selector matches no layer, usually because of a typo."""
+    """Raise if a selector matches no layer, or is a name that several layers have."""
     for selector in selectors:
         if not any(selected(chain, [selector]) for chain in chains):
             names = ", ".join(sorted({chain[-1].name for chain in chains}))
-            reject(name, selector, f"such that it matches a layer ({names})")
+            expected = f"such that it matches a layer of the model ({names})"
+            reject(name, selector, expected)
+        if is_plain(selector):
+            check_one_meant(name, selector, _paths_of(selector, chains))
+
+
+def is_plain(selector: Any) -> bool:
+    """Whether a selector is a name or a path rather than an expression."""
+    return isinstance(selector, str) and not set(selector) & set(".^$*+?{}[]()|\\")
+
+
+def check_one_meant(name: str, selector: str, paths: Sequence[str]) -> None:
+    """Raise if a name is that of several layers, which stand at these paths."""
+    if len(paths) > 1:
+        reject(
+            name,
+            selector,
+            f"the name of one layer, but {', '.join(sorted(paths)[:4])} have it: give "
+            f"the path or the layer of one, or a regular expression for all, such as "
+            f"'(.*/)?{selector}'",
+        )
+
+
+def _paths_of(wanted: str, chains: Sequence[tuple[Layer, ...]]) -> list[str]:
+    """The path of each layer with a name, but of none inside one that has it too."""
+    paths = {}
+    for chain in chains:
+        names = [layer.name for layer in chain]
+        if wanted in names:
+            place = names.index(wanted)
+            paths[id(chain[place])] = "/".join(names[: place + 1])
+    return list(paths.values())
 
 
 def _matches(selector: Selector, layer: Layer, path: str) -> bool:

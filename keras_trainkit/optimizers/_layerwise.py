@@ -1,7 +1,8 @@
 """An optimizer that gives each layer a learning rate of its own."""
 
 import re
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ from keras.layers import Layer
 
 from keras_trainkit._checks import check_positive, reject
 from keras_trainkit._keras import decays, live_layers
+from keras_trainkit._model.select import is_plain
 from keras_trainkit._training.optimizer import converted, has_schedule
 from keras_trainkit._types import Tensor
 from keras_trainkit.optimizers._momentum import ScheduledBeta, ScheduledMomentum
@@ -38,9 +40,13 @@ class Layerwise(keras.optimizers.Optimizer):
     multipliers: dict[str, float] | float
     weight_decay: float | None
     _factors: tuple[float, ...] = ()
+    # The layers that were given as keys, to tell them from others of their names.
+    _keys: tuple[weakref.ref, ...] = ()
 
     def __init__(self, *args, multipliers=1.0, **kwargs):
         super().__init__(*args, **kwargs)
+        if not isinstance(multipliers, float | int):
+            multipliers, self._keys = _check_dict(multipliers)
         self.multipliers = multipliers
 
     def build(self, variables):
@@ -49,7 +55,8 @@ class Layerwise(keras.optimizers.Optimizer):
             return
         super().build(variables)
         if isinstance(self.multipliers, dict):
-            self._factors = tuple(_by_name(variables, self.multipliers))
+            keys = filter(None, (key() for key in self._keys))
+            self._factors = tuple(_by_name(variables, self.multipliers, keys))
         else:
             self._factors = tuple(_by_depth(variables, self.multipliers))
 
@@ -110,7 +117,7 @@ def layerwise(
     Args:
         optimizer: One of Keras's or of `kt.optimizers`; it is left as it is.
         rates: Either a dict from layers to multipliers of the optimizer's rate, 0 or
-            more: a key is a layer, as good as its name, or a regular expression that
+            more: a key is a layer, or a regular expression that
             matches the whole of the name or path of a layer (those around it count
             too) or the path of a variable; the first that means a variable counts, and
             what none means has the multiplier 1. Or `slice(low, high)`: the rates
@@ -147,7 +154,8 @@ def layerwise(
     if cls is None:
         reject("optimizer", optimizer, f"one of Keras's {', '.join(_CLASSES)}")
     if not isinstance(rates, slice):
-        return converted(optimizer, cls, {"multipliers": _check_dict(rates)})
+        _check_dict(rates)
+        return converted(optimizer, cls, {"multipliers": rates})
     low, high = _check_slice(rates)
     changes = {"multipliers": low / high}
     if not has_schedule(optimizer):
@@ -176,12 +184,14 @@ def _check_slice(rates: slice) -> tuple[float, float]:
     return low, high
 
 
-def _check_dict(rates: Any) -> dict[str, float]:
+def _check_dict(rates: Any) -> tuple[dict[str, float], tuple[weakref.ref, ...]]:
+    """The factors by expressions, and the layers among the keys."""
     if not isinstance(rates, Mapping):
         reject("rates", rates, "a dict from layers to multipliers, or a slice of rates")
-    checked = {}
+    checked, layers = {}, []
     for key, value in rates.items():
         if isinstance(key, Layer):
+            layers.append(weakref.ref(key))
             key = re.escape(key.name)
         if not isinstance(key, str):
             reject("rates", key, "a dict whose keys are layers or regular expressions")
@@ -189,8 +199,10 @@ def _check_dict(rates: Any) -> dict[str, float]:
             re.compile(key)
         except re.error as error:
             reject("rates", key, f"a dict of regular expressions ({error})")
+        if key in checked:
+            reject("rates", key, "a dict in which no two keys have the same name")
         checked[key] = check_positive("rates", value, allow_zero=True)
-    return checked
+    return checked, tuple(layers)
 
 
 def _by_depth(variables: list[Any], lowest: float) -> Iterator[float]:
@@ -202,22 +214,24 @@ def _by_depth(variables: list[Any], lowest: float) -> Iterator[float]:
         yield lowest ** (1 - depth[path] / top) if len(depth) > 1 else 1.0
 
 
-def _by_name(variables: list[Any], multipliers: dict[str, float]) -> Iterator[float]:
+def _by_name(
+    variables: list[Any], multipliers: dict[str, float], keys: Iterable[Layer]
+) -> Iterator[float]:
     """The factor of each variable by the names of what is around it."""
     names: dict[int, set[str]] = {id(v): {v.path} for v in variables}
-    known = {name for given in names.values() for name in given}
     # An optimizer is told the variables alone, whose paths do not name the models that
     # a layer is in.
-    for layer in live_layers():
-        own = {layer.name, getattr(layer, "path", None) or layer.name}
-        if layer.weights:
-            known |= own
+    related = _related(set(names))
+    known = {v.path for v in variables}.union(*map(_names, related))
+    for layer in related:
         for weight in layer.weights:
             if id(weight) in names:
-                names[id(weight)] |= own
+                names[id(weight)] |= _names(layer)
+    _check_keys(keys, related)
     for pattern in multipliers:
         if not any(re.fullmatch(pattern, name) for name in known):
             reject("rates", pattern, "such that each key matches a layer or a variable")
+        _check_not_shared(pattern, related, set(names))
     for variable in variables:
         yield next(
             (
@@ -226,4 +240,45 @@ def _by_name(variables: list[Any], multipliers: dict[str, float]) -> Iterator[fl
                 if any(re.fullmatch(pattern, name) for name in names[id(variable)])
             ),
             1.0,
+        )
+
+
+def _names(layer: Layer) -> set[str]:
+    return {layer.name, getattr(layer, "path", None) or layer.name}
+
+
+def _related(variables: set[int]) -> list[Layer]:
+    """The layers with weights of any model that has one of these variables.
+
+    Frozen layers of the model are among them, and none of another living model.
+    """
+    living = [(layer, {id(w) for w in layer.weights}) for layer in live_layers()]
+    family = set(variables).union(*(ids for _, ids in living if ids & variables))
+    return [layer for layer, ids in living if ids & family]
+
+
+def _check_keys(keys: Iterable[Layer], related: list[Layer]) -> None:
+    """Raise if a layer that was given as a key is of another model."""
+    ours = {id(layer) for layer in related}
+    for layer in keys:
+        if layer.weights and id(layer) not in ours:
+            reject("rates", layer, "a dict whose layers are of the model that trains")
+
+
+def _check_not_shared(pattern: str, related: list[Layer], variables: set[int]) -> None:
+    """Raise if a plain name is that of two layers, neither of them inside the other."""
+    name = pattern.replace("\\", "")
+    if not is_plain(name):
+        return
+    found = [layer for layer in related if layer.name == name]
+    owned = [{id(w) for w in layer.weights} & variables for layer in found]
+    if owned and set.union(*owned) not in owned:
+        paths = {w.path.rpartition("/")[0] for layer in found for w in layer.weights}
+        places = f" ({', '.join(sorted(paths)[:4])})" if len(paths) > 1 else ""
+        reject(
+            "rates",
+            name,
+            f"a dict whose names are those of one layer, but {len(found)} layers have "
+            f"this one{places}: give the paths of their variables, or a regular "
+            f"expression for all of them, such as '(.*/)?{name}'",
         )
