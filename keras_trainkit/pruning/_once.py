@@ -54,8 +54,10 @@ def prune_once(
     """
     rule = make_rule(sparsity, scope, pattern, include, exclude, block_pooling)
     pruned = copy_model(model)
-    targets = find_targets(pruned, rule)
-    variables = [kernel.variable for kernel in targets.kernels]
+    # Found in the model itself, whose layers the selectors may be.
+    targets = find_targets(model, rule)
+    copies = dict(zip(map(id, model.weights), pruned.weights, strict=True))
+    variables = [copies[id(kernel.variable)] for kernel in targets.kernels]
     values = [ops.convert_to_tensor(variable) for variable in variables]
     kept = targets.masks(values, targets.finals)
     for variable, mask in zip(variables, kept, strict=True):
