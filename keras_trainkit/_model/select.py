@@ -87,7 +87,7 @@ def check_all_used(
             names = ", ".join(sorted({chain[-1].name for chain in chains}))
             expected = f"such that it matches a layer of the model ({names})"
             reject(name, selector, expected)
-        if is_plain(selector):
+        if isinstance(selector, str) and is_plain(selector):
             check_one_meant(name, selector, _paths_of(selector, chains))
 
 
