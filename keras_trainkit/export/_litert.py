@@ -1,6 +1,7 @@
 """Export to LiteRT."""
 
 import contextlib
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_choice, reject
+from keras_trainkit._checks import check_choice, check_positive, reject
 from keras_trainkit._model.compare import check_same, outputs, random_inputs
 from keras_trainkit._model.graph import is_graph
 from keras_trainkit.export._files import convert_elsewhere, converting, whole_file
@@ -24,6 +25,7 @@ from keras_trainkit.export._inference import (
 from keras_trainkit.export._litert_float import float_probabilities
 from keras_trainkit.export._litert_run import LiteRTRunner, set_order, tensorflow_ops
 from keras_trainkit.export._remedies import describe
+from keras_trainkit.export._selective import quantize_selectively
 from keras_trainkit.quantization._layer import (
     as_constants,
     check_trained,
@@ -61,6 +63,8 @@ def to_litert(
     mc_samples: int | None = None,
     mc_seed: int = 0,
     mc_task: str | None = None,
+    max_drop: float | None = None,
+    labels: Any = None,
 ) -> Path:
     """Write a model as a LiteRT (TensorFlow Lite) file.
 
@@ -98,6 +102,14 @@ def to_litert(
             many samples of Monte Carlo dropout say of each row.
         mc_seed: Integer seed of their masks.
         mc_task: What the output is, as `task` in `mc_predict`.
+        max_drop: For `quantization="int8"` and a model with one output of classes: the
+            accuracy that the file may lose, such as 0.005, measured on
+            `representative_data`. Where int8 loses more, the fewest layers stay float
+            with which it does not, as `quantization_report` ranks them. Needs
+            ai-edge-quantizer (extra `export`).
+        labels: For `max_drop`: the integer labels of `representative_data`. Without
+            them the accuracy is how often the file gives the class that the model
+            gives.
 
     Returns:
         The path.
@@ -129,6 +141,7 @@ def to_litert(
             expected = 'None, "float16" or "dynamic" with mc_samples'
             reject("quantization", quantization, expected)
         model = mc_graph(model, mc_samples, mc_seed, mc_task)
+    _check_drop(model, quantization, representative_data, max_drop, labels)
     specs = input_specs(model)
     arrays = None
     if representative_data is not None:
@@ -140,8 +153,8 @@ def to_litert(
     check_steps(model)
     with whole_file(path, ".tflite") as target:
         options: dict[str, Any] = {
-            "quantization": quantization,
-            "io_dtype": io_dtype,
+            "quantization": None if max_drop is not None else quantization,
+            "io_dtype": "float32" if max_drop is not None else io_dtype,
             "names": [spec.name for spec in keras.tree.flatten(specs)],
         }
         if keras.backend.backend() == "tensorflow":
@@ -156,11 +169,37 @@ def to_litert(
             )
         if strange := tensorflow_ops(target):
             reject("model", model.name, describe(model, "LiteRT", strange))
-        if quantization == "int8":
+        if max_drop is not None and arrays is not None:
+            x = keras.tree.pack_sequence_as(specs, arrays)
+            named = dict(zip(options["names"], arrays, strict=True))
+            quantize_selectively(
+                model, target, x, named, labels, max_drop, io_dtype == "int8"
+            )
+        elif quantization == "int8":
             float_probabilities(target)
         set_order(target, options["names"])
         _check(model, specs, target, quantization, arrays)
     return Path(path)
+
+
+def _check_drop(
+    model: keras.Model, quantization: Any, data: Any, max_drop: Any, labels: Any
+) -> None:
+    """Raise where `max_drop` or `labels` do not fit the other arguments."""
+    if max_drop is None:
+        if labels is not None:
+            reject("labels", np.shape(labels), "None without `max_drop`")
+        return
+    check_positive("max_drop", max_drop, allow_zero=True)
+    if quantization != "int8" or data is None:
+        expected = 'None unless quantization="int8" with representative_data'
+        reject("max_drop", max_drop, expected)
+    if quantized_layers(model):
+        reject("max_drop", max_drop, "None for a model that is trained for int8")
+    if importlib.util.find_spec("ai_edge_quantizer") is None:
+        raise ImportError(
+            'ai-edge-quantizer is not installed: pip install "keras-trainkit[export]"'
+        )
 
 
 def convert(

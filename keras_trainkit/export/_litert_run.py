@@ -35,6 +35,11 @@ class LiteRTRunner:
         self._sizes: dict[str, tuple] = {}
 
     @property
+    def signature(self) -> str:
+        """The name of the file's signature."""
+        return next(iter(self.interpreter.get_signature_list()))
+
+    @property
     def output_names(self) -> list[str] | None:
         """The names of several outputs, where the model returns a dict."""
         signed = bool(self.interpreter.get_signature_list())
@@ -172,6 +177,15 @@ def _from_file(interpreter, details):
     if scale:
         return (array.astype("float32") - zero) * np.float32(scale)
     return array
+
+
+def scopes(content: bytes) -> set[str]:
+    """The parts of the names of a file's tensors, among them those of layers."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content)
+    names = [t.name.decode() for g in model.subgraphs for t in g.tensors]
+    return {part for name in names for part in re.split("[/;]", name)[:-1]}
 
 
 def tensorflow_ops(path: str | os.PathLike) -> list[tuple[str, str]]:

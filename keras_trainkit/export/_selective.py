@@ -1,0 +1,168 @@
+"""int8 files in which the layers that cost the most stay float."""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_trainkit._checks import reject
+from keras_trainkit._model.graph import Call, is_graph, read
+from keras_trainkit._model.kernels import kernels
+from keras_trainkit.export._files import converting
+from keras_trainkit.export._litert_float import float_probabilities
+from keras_trainkit.export._litert_run import LiteRTRunner, scopes
+from keras_trainkit.export._quantization_report import quantization_report
+
+# An output that costs so much more than the weights has channels that are too large.
+_OUTLIERS_DB = 6.0
+
+
+def quantize_selectively(
+    model: keras.Model,
+    file: Path,
+    x: Any,
+    arrays: dict[str, np.ndarray],
+    labels: Any,
+    max_drop: float,
+    int8_inputs: bool,
+) -> None:
+    """Make a float file int8, but for the fewest layers that keep the accuracy.
+
+    Layers become float in the order of `quantization_report`, the worst first, until
+    the file is good enough; then each that was not needed becomes int8 again.
+
+    Args:
+        model: The model.
+        file: Its float32 file, which is replaced.
+        x: The inputs, in the structure of the model's.
+        arrays: The same by the names of the file's inputs.
+        labels: Integer labels; None for the classes that the model gives.
+        max_drop: The fraction of the rows whose class may be lost.
+        int8_inputs: Whether the file's inputs and outputs are int8 too.
+
+    Raises:
+        ValueError: If the model does not give classes.
+        ImportError: If ai-edge-quantizer is not installed.
+        RuntimeError: If the quantization failed.
+    """
+    search = _Search(file, arrays, labels, int8_inputs)
+    if search.drop([]) <= max_drop:
+        return
+    chosen: list[set[str]] = []
+    order = sorted(quantization_report(model, x).layers, key=lambda cost: cost.snr)
+    for cost in order:
+        with_outliers = cost.weights_snr - cost.snr > _OUTLIERS_DB
+        chosen.append(_with_readers(model, cost.name) if with_outliers else {cost.name})
+        if search.drop(chosen) <= max_drop:
+            break
+    # The first is the worst, the last the one that was missing.
+    for names in chosen[1:-1]:
+        rest = [other for other in chosen if other is not names]
+        if search.drop(rest) <= max_drop:
+            chosen = rest
+    if search.drop(chosen) > max_drop:
+        reject("max_drop", max_drop, "more: not even a file with all layers float is")
+
+
+class _Search:
+    """Writes files in which some layers are float, and measures them."""
+
+    def __init__(self, file: Path, arrays: dict, labels: Any, int8_inputs: bool):
+        self._file, self._arrays = file, arrays
+        self._content = file.read_bytes()
+        self._scopes = scopes(self._content)
+        self._int8_inputs = int8_inputs
+        before = self._classes()
+        self._labels = before if labels is None else np.asarray(labels)
+        if self._labels.shape != before.shape:
+            reject("labels", self._labels.shape, f"of shape {before.shape}")
+        self._accuracy = np.mean(before == self._labels)
+        self._ranges: Any = None
+
+    def drop(self, groups: list[set[str]]) -> float:
+        """What a file loses in which the layers of some groups are float."""
+        names = set().union(*groups)
+        with converting("int8"):
+            self._write([s for s in self._scopes if _is_of(s, names)])
+        float_probabilities(self._file)
+        return float(self._accuracy - np.mean(self._classes() == self._labels))
+
+    def _write(self, left_out: Iterable[str]) -> None:
+        from ai_edge_quantizer import qtyping, quantizer
+
+        ops = qtyping.TFLOperationName
+        made = quantizer.Quantizer(bytearray(self._content))
+        made.add_static_config(".*", ops.ALL_SUPPORTED, 8, 8)
+        if self._ranges is None:
+            # It shows a progress bar.
+            with contextlib.redirect_stderr(io.StringIO()):
+                self._ranges = made.calibrate(self._calibration())
+        if not self._int8_inputs:
+            for end in (ops.INPUT, ops.OUTPUT):
+                made.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
+        for scope in left_out:
+            made.update_quantization_recipe(
+                rf"(^|[/;]){re.escape(scope)}/",
+                ops.ALL_SUPPORTED,
+                algorithm_key="no_quantize",
+            )
+        found = made.quantize(self._ranges, enable_progress_report=False)
+        self._file.write_bytes(found.quantized_model)
+
+    def _calibration(self) -> dict[str, list[dict[str, np.ndarray]]]:
+        key = LiteRTRunner(self._file).signature
+        rows = len(next(iter(self._arrays.values())))
+        return {
+            key: [
+                {name: array[i : i + 1] for name, array in self._arrays.items()}
+                for i in range(rows)
+            ]
+        }
+
+    def _classes(self) -> np.ndarray:
+        found = LiteRTRunner(self._file)(self._arrays)
+        if len(found) != 1 or found[0].ndim != 2 or found[0].shape[1] < 2:
+            shapes = [y.shape for y in found]
+            reject("max_drop", shapes, "None for a model without one output of classes")
+        return found[0].argmax(1)
+
+
+def _with_readers(model: keras.Model, name: str) -> set[str]:
+    """A layer, those that take its output, and what is between them.
+
+    An output stays float only if nothing in int8 reads it.
+    """
+    found = {name}
+    if not is_graph(model):
+        return found
+    waiting = [call for call in read(model).calls if _name(call) == name]
+    while waiting:
+        for edge in waiting.pop().outputs:
+            for reader in edge.consumers:
+                if _name(reader) not in found and not _has_kernels(reader):
+                    waiting.append(reader)
+                found.add(_name(reader))
+    return found
+
+
+def _name(call: Call) -> str:
+    return str(getattr(call.layer, "name", ""))
+
+
+def _has_kernels(call: Call) -> bool:
+    is_layer = isinstance(call.layer, keras.layers.Layer)
+    return is_layer and bool(list(kernels(call.layer)))
+
+
+def _is_of(scope: str, names: set[str]) -> bool:
+    """Whether a scope in the file is that of one of some layers.
+
+    Keras traces each layer a second time for the file, so that the scope of `dense` is
+    `dense_1`, and that of `dense_1` is `dense_1_1`.
+    """
+    return re.sub(r"_\d+$", "", scope) in names
