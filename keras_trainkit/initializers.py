@@ -153,8 +153,10 @@ def fixup(model: keras.Model) -> dict[str, float]:
     depth. The kernels must be freshly initialized, by `he_normal` or the like.
 
     A branch is the input of an `Add` (or of `+`) with more layers with weights that the
-    other one has not. The paper also adds scalar biases and a scalar multiplier to each
-    branch: give the layers biases (`use_bias=True`), which do more.
+    other one has not. The paper also adds scalar biases in front of each layer and a
+    scalar multiplier to each branch. Those would be layers that the model does not have,
+    so they are left to you: biases of the layers (`use_bias=True`) can do what scalar
+    ones do, and without the multiplier the last kernel of a branch learns its scale.
 
     Args:
         model: A built Sequential or Functional model, nested ones included; it is

@@ -33,10 +33,11 @@ def linear_regression(seed, noise=2.0):
     return model, x.astype("float32"), y.astype("float32"), float(expected)
 
 
-def test_noise_scale_is_that_of_the_closed_form():
+@pytest.mark.parametrize("seeds", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_noise_scale_is_that_of_the_closed_form(seeds):
     """In the mean over seeds, and each as far off as its standard error says."""
     ratios, misses = [], []
-    for seed in range(4):
+    for seed in range(seeds):
         model, x, y, expected = linear_regression(seed)
         found = gradient_noise_scale(model, x, y, max_rows=ROWS)
         ratios.append(found.noise_scale / expected)

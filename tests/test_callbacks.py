@@ -346,6 +346,41 @@ def test_plateau_is_kerass_on_a_constant_rate(options):
     np.testing.assert_allclose(history["learning_rate"], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patience": 1, "cooldown": 0, "relative": True},
+        {"patience": 1, "cooldown": 2, "relative": True, "min_delta": 0.3},
+        {"patience": 0, "cooldown": 1, "relative": False, "min_delta": 0.5},
+    ],
+)
+def test_plateau_is_that_of_torch(mode, options):
+    torch = pytest.importorskip("torch")
+    values = [5.0, 4.0, 4.0, 3.9, 3.8, 3.0, 3.0, 3.0, 2.9, 3.0, 3.0, 1.0, 1.1, 1.0]
+    values = values if mode == "min" else [9 - value for value in values]
+    options = {"min_delta": 1e-2, **options}
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.5)
+    reduce = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        theirs,
+        mode,
+        0.5,
+        options["patience"],
+        threshold=options["min_delta"],
+        threshold_mode="rel" if options["relative"] else "abs",
+        cooldown=options["cooldown"],
+    )
+    expected = []
+    for value in values:
+        expected.append(theirs.param_groups[0]["lr"])
+        reduce.step(value)
+    model = one_weight_model(keras.optimizers.SGD(0.5))
+    plateau = kt.callbacks.PlateauSchedule(mode=mode, counting="torch", **options)
+    history = fit(model, losses(values), plateau, epochs=len(values))
+    assert len(set(expected)) > 2
+    np.testing.assert_allclose(history["learning_rate"], expected, rtol=1e-6)
+
+
 def test_plateau_lowers_a_schedule():
     warmup = kt.schedules.Warmup(kt.schedules.Constant(0.5), 12)
     model = one_weight_model("sgd")

@@ -184,9 +184,29 @@ def test_schedule_takes_a_schedule_or_a_callback():
     np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[[0, 5]], [1.0, 0.1])
 
 
+def test_schedule_takes_every_schedule_callback():
+    step = kt.schedules.Step(1.0, 4, 0.5)
+    calls = kt.callbacks
+    for callback in (
+        calls.ApplySchedule(step),
+        calls.PlateauSchedule(step),
+        calls.PowerSchedule(1.0, 1),
+        calls.PiecewiseConstantSchedule([1], [1.0, 0.5]),
+    ):
+        ax = kt.plots.schedule(callback, steps=8, steps_per_epoch=4)
+        np.testing.assert_allclose(ax.get_lines()[0].get_ydata()[[0, 4]], [1.0, 0.5])
+        assert callback.params is None
+    # The length that its schedule knows.
+    cycle = calls.ApplySchedule(kt.schedules.OneCycle(0.1, 20))
+    assert len(kt.plots.schedule(cycle).get_lines()[0].get_ydata()) == 20
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: kt.plots.schedule(kt.callbacks.OneCycle("auto"), steps=9), "found"),
+        (lambda: kt.plots.schedule(kt.callbacks.PlateauSchedule(), steps=9), "own"),
+        (lambda: kt.plots.schedule("cycle"), "`learning_rates` must be"),
         (lambda: kt.plots.schedule(kt.schedules.Constant(0.1)), "steps=None"),
         (lambda: kt.plots.schedule(kt.callbacks.OneCycle(0.1)), "steps=None"),
         (lambda: kt.plots.schedule(None), "`learning_rates` must be"),

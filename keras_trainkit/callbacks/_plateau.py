@@ -37,6 +37,11 @@ class PlateauSchedule(ScheduleCallback):
         min_delta: What counts as progress, in units of the quantity.
         cooldown: Epochs after a fall in which stalling does not count.
         min_factor: The product of the falls that is not gone below.
+        relative: Whether `min_delta` is a fraction of the best value so far.
+        counting: `"keras"` or `"torch"`: how epochs are counted. As Keras's
+            `ReduceLROnPlateau` does, the rate falls in the `patience`-th epoch without
+            progress, and the last epoch of the cooldown counts again. As PyTorch's
+            does, it falls one epoch later, and no epoch of the cooldown counts.
 
     Raises:
         ValueError: If an argument is wrong, or if the logs lack `monitor`.
@@ -52,7 +57,8 @@ class PlateauSchedule(ScheduleCallback):
         [0.5, 0.5, 0.5, 0.25, 0.25]
 
     Reference:
-        A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11.
+        A. Géron, Hands-On Machine Learning, 2nd ed. (2019), chapter 11; PyTorch's
+        `ReduceLROnPlateau`.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class PlateauSchedule(ScheduleCallback):
         min_delta: float = 1e-4,
         cooldown: int = 0,
         min_factor: float = 0.0,
+        relative: bool = False,
+        counting: str = "keras",
     ):
         super().__init__()
         if schedule is not None and not isinstance(
@@ -74,13 +82,18 @@ class PlateauSchedule(ScheduleCallback):
         self.schedule = schedule
         self.monitor = monitor
         self.factor = check_in_range("factor", factor, 0, 1, closed="neither")
-        self.patience = check_integer("patience", patience, minimum=1)
+        self.counting = check_choice("counting", counting, ("keras", "torch"))
+        least = 1 if counting == "keras" else 0
+        self.patience = check_integer("patience", patience, minimum=least)
         check_choice("mode", mode, ("auto", "min", "max"))
         if mode == "auto":
             mode = "max" if monitor.endswith(("acc", "accuracy", "auc")) else "min"
         # The state keeps the sign-adjusted quantity, for which less is better.
         self._sign = 1.0 if mode == "min" else -1.0
         self.min_delta = check_positive("min_delta", min_delta, allow_zero=True)
+        self.relative = bool(relative)
+        if relative and self.min_delta >= 1:
+            reject("min_delta", min_delta, "a fraction below 1 where it is relative")
         self.cooldown = check_integer("cooldown", cooldown, minimum=0)
         self.min_factor = check_in_range("min_factor", min_factor, 0, 1, closed="left")
 
@@ -123,19 +136,25 @@ class PlateauSchedule(ScheduleCallback):
         if self.monitor not in logs:
             reject("monitor", self.monitor, "one of " + ", ".join(map(repr, logs)))
         value = self._sign * float(logs[self.monitor])
-        factor, best, wait, cooldown = self._follows.state
-        # In this order in Keras's ReduceLROnPlateau.
-        if cooldown > 0:
-            cooldown, wait = cooldown - 1, 0
-        if value < best - self.min_delta:
-            best, wait = value, 0
-        elif cooldown == 0:
-            wait += 1
-            if wait >= self.patience:
-                factor = max(factor * self.factor, self.min_factor)
-                wait, cooldown = 0, self.cooldown
-        self._follows.state = (factor, best, wait, cooldown)
+        self._follows.state = self._next_state(value, *self._follows.state)
         self._follows.show(self._reducible())
+
+    def _next_state(self, value, factor, best, wait, cooldown) -> tuple[float, ...]:
+        """The state after an epoch with this value, for which less is better."""
+        keras_counts = self.counting == "keras"
+        if keras_counts and cooldown > 0:
+            cooldown, wait = cooldown - 1, 0
+        delta = self.min_delta * abs(best) if self.relative else self.min_delta
+        if value < best - delta:
+            best, wait = value, 0
+        elif cooldown == 0 or not keras_counts:
+            wait += 1
+        if not keras_counts and cooldown > 0:
+            cooldown, wait = cooldown - 1, 0
+        if wait >= self.patience + (not keras_counts):
+            factor = max(factor * self.factor, self.min_factor)
+            wait, cooldown = 0, self.cooldown
+        return factor, best, wait, cooldown
 
     def _reducible(self) -> schedules.Reducible:
         """What the optimizer follows, as a schedule of its own."""

@@ -45,9 +45,8 @@ def schedule(
         'step'
     """
     if hasattr(learning_rates, "make_schedules"):
-        learning_rates, momenta, steps = _of_callback(
-            learning_rates, steps, steps_per_epoch
-        )
+        learning_rates, momenta = _of_callback(learning_rates, steps, steps_per_epoch)
+        steps = len(learning_rates)
     rates = _values("learning_rates", learning_rates, steps)
     ax = ax or _new_axes()
     lines = ax.plot(rates, color="C0", label="learning rate")
@@ -62,30 +61,46 @@ def schedule(
     return ax
 
 
-def _of_callback(callback, steps, steps_per_epoch) -> tuple[Any, Any, int]:
-    """The schedules that a callback would install in a fit of so many steps."""
+def _of_callback(callback, steps, steps_per_epoch) -> tuple[np.ndarray, Any]:
+    """The rates and momenta that a callback would set in a fit of so many steps."""
     import keras
 
-    steps = steps or getattr(callback, "total_steps", None)
+    name = type(callback).__name__
+    if getattr(callback, "_finds", False) and callback.found is None:
+        reject("learning_rates", name, "a callback whose rate is found already")
+    own = getattr(callback, "schedule", callback)
+    if own is None:
+        reject("learning_rates", name, "a callback that has a schedule of its own")
+    steps = steps or getattr(callback, "total_steps", None) or _length(own)
     if steps is None:
         reject("steps", None, "given for a schedule that does not know its length")
     per_epoch = steps_per_epoch or check_integer("steps", steps, minimum=2)
+    before = callback.params
     callback.params = {"steps": per_epoch, "epochs": -(-steps // per_epoch)}
-    return *callback.make_schedules(
-        keras.optimizers.SGD(momentum=0.9), per_epoch
-    ), steps
+    try:
+        optimizer = keras.optimizers.SGD(momentum=0.9)
+        rates, momenta = callback.make_schedules(optimizer, per_epoch)
+    finally:
+        callback.params = before
+    return _values("learning_rates", rates, steps), momenta
+
+
+def _length(schedule: Any) -> int | None:
+    """The number of steps of a schedule that knows it."""
+    names = ("total_steps", "steps", "decay_steps")
+    found = (getattr(schedule, name, None) for name in names)
+    return next((steps for steps in found if steps), None)
 
 
 def _values(name: str, given: Any, steps: int | None) -> np.ndarray:
     """The value of each step, of a sequence or a schedule."""
     if not callable(given):
-        values = np.asarray(given, float)
+        values = np.asarray(() if isinstance(given, str) else given, float)
         if values.ndim != 1 or not len(values):
             expected = "a value for each step, a schedule or a schedule callback"
             reject(name, type(given).__name__, expected)
         return values
-    for length in ("total_steps", "steps", "decay_steps"):
-        steps = steps or getattr(given, length, None)
+    steps = steps or _length(given)
     if steps is None:
         reject("steps", None, "given for a schedule that does not know its length")
     count = check_integer("steps", steps, minimum=1)
