@@ -154,7 +154,7 @@ def fixup(model: keras.Model) -> dict[str, float]:
 
     A branch is the input of an `Add` (or of `+`) with more layers with weights that the
     other one has not. The paper also adds scalar biases in front of each layer and a
-    scalar multiplier to each branch. Those would be layers that the model does not have,
+    scalar multiplier to each branch. Those would be layers the model does not have,
     so they are left to you: biases of the layers (`use_bias=True`) can do what scalar
     ones do, and without the multiplier the last kernel of a branch learns its scale.
 
