@@ -159,6 +159,37 @@ def test_attention_has_the_moments_of_the_plain_copy():
     np.testing.assert_allclose(ours.std[0], plain.std(0), rtol=0.1)
 
 
+@pytest.mark.parametrize("kind", [layers.Attention, layers.AdditiveAttention])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_has_the_moments_of_its_formula(kind, masked):
+    """Weights `w` are dropped behind the softmax: `sum(w v m) / (1 - rate)`."""
+    rng = np.random.default_rng(0)
+    query, value = (rng.normal(size=(2, n, 4)).astype("float32") for n in (3, 5))
+    inputs = keras.Input((3, 4)), keras.Input((5, 4))
+    given = inputs[1]
+    if masked:
+        value[0, 3:] = 0
+        given = layers.Masking()(given)
+    attention = kind(dropout=0.4, name="attention")
+    model = keras.Model(
+        inputs, layers.Activation("linear")(attention([inputs[0], given]))
+    )
+    mask = None if not masked else [None, keras.ops.any(value != 0, axis=-1)]
+    _, w = attention([query, value], mask=mask, return_attention_scores=True)
+    w, n = to_numpy(w), 4000
+    std = np.sqrt(0.4 / 0.6 * w**2 @ value**2)
+    found = mc_predict(model, [query, value], n, seed=0)
+    z = (found.mean - w @ value) / (std * np.sqrt(1 / n))
+    assert np.abs(z).max() < 4.5
+    np.testing.assert_allclose(found.std, std, rtol=0.1)
+    if not masked:
+        copy = kt.uncertainty.to_mc(model, seed=0)
+        assert type(copy.get_layer("attention")).__name__ == f"MC{kind.__name__}"
+        one, two = (copy.predict([query, value], verbose=0) for _ in range(2))
+        assert not np.allclose(one, two)
+        assert kt.uncertainty.mc_predict(copy, [query, value], 2).std.max() > 0
+
+
 @pytest.fixture(scope="module")
 def model():
     """What dropout does not reach in front, a nested model, BatchNorm, two uses."""
@@ -619,13 +650,6 @@ def test_a_bar_shows_progress(model, x, capsys):
 def test_bad_arguments(model, x, arguments, message):
     with pytest.raises(ValueError, match=message):
         mc_predict(**{"model": model, "x": x, **arguments})
-
-
-def test_attention_with_dropout_of_its_own_is_refused(rng):
-    inputs = keras.Input((3, 4))
-    model = keras.Model(inputs, layers.Attention(dropout=0.5)([inputs, inputs]))
-    with pytest.raises(ValueError, match="without the dropout of an Attention layer"):
-        mc_predict(model, rng.normal(size=(2, 3, 4)))
 
 
 def test_quantiles_need_samples(model, x):

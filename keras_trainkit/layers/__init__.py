@@ -12,6 +12,8 @@ from keras_trainkit.layers._mc_dropout import MCSpatialDropout2D as MCSpatialDro
 from keras_trainkit.layers._mc_dropout import MCSpatialDropout3D as MCSpatialDropout3D
 from keras_trainkit.layers._mc_layers import MCGRU as MCGRU
 from keras_trainkit.layers._mc_layers import MCLSTM as MCLSTM
+from keras_trainkit.layers._mc_layers import MCAdditiveAttention as MCAdditiveAttention
+from keras_trainkit.layers._mc_layers import MCAttention as MCAttention
 from keras_trainkit.layers._mc_layers import MCConvLSTM1D as MCConvLSTM1D
 from keras_trainkit.layers._mc_layers import MCConvLSTM2D as MCConvLSTM2D
 from keras_trainkit.layers._mc_layers import MCConvLSTM3D as MCConvLSTM3D

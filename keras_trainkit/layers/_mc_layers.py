@@ -192,3 +192,31 @@ class MCMultiHeadAttention(AlwaysOn, keras.layers.MultiHeadAttention):
     """
 
     call = in_training(keras.layers.MultiHeadAttention.call)
+
+
+@_register
+class MCAttention(AlwaysOn, keras.layers.Attention):
+    """`keras.layers.Attention` that drops at inference too.
+
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
+        arXiv:1506.02142.
+    """
+
+    call = in_training(keras.layers.Attention.call)
+
+
+@_register
+class MCAdditiveAttention(AlwaysOn, keras.layers.AdditiveAttention):
+    """`keras.layers.AdditiveAttention` that drops at inference too.
+
+    Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Reference:
+        Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
+        arXiv:1506.02142.
+    """
+
+    call = in_training(keras.layers.AdditiveAttention.call)

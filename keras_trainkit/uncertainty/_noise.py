@@ -154,16 +154,8 @@ def drops(layer: Any) -> bool:
         return layer.rate > 0
     if isinstance(layer, layers.RNN):
         return bool(_dropping_cells(layer))
-    if (
-        isinstance(layer, (layers.Attention, layers.AdditiveAttention))
-        and layer.dropout
-    ):
-        reject(
-            "model",
-            f"{type(layer).__name__}(dropout={layer.dropout})",
-            "without the dropout of an Attention layer: put a Dropout layer behind, or "
-            "use MultiHeadAttention",
-        )
+    if isinstance(layer, layers.Attention):
+        return layer.dropout > 0
     return False
 
 
@@ -176,7 +168,7 @@ def live(dropping: Sequence[Any], noise: Noise) -> Iterator[None]:
     """
     changes = []
     for layer in dropping:
-        if "call" in vars(layer):
+        if not {"call", "_apply_scores"}.isdisjoint(vars(layer)):
             raise RuntimeError(f"{layer!r} has its own `call` already")
         if isinstance(layer, layers.RNN):
             changes.append((layer, "call", in_training(layer.call)))
@@ -184,6 +176,8 @@ def live(dropping: Sequence[Any], noise: Noise) -> Iterator[None]:
                 (cell, "_create_dropout_mask", _cell_mask(cell, noise))
                 for cell in _dropping_cells(layer)
             ]
+        elif isinstance(layer, layers.Attention):
+            changes.append((layer, "_apply_scores", _apply_scores(layer, noise)))
         else:
             changes.append((layer, "call", _drop(layer, noise)))
     with patched(changes):
@@ -192,6 +186,23 @@ def live(dropping: Sequence[Any], noise: Noise) -> Iterator[None]:
 
 def _drop(layer, noise):
     return lambda inputs, training=False: noise.drop(layer, inputs)
+
+
+def _apply_scores(layer, noise):
+    """The method of Keras's attention layers that drops weights, with our masks.
+
+    They have no layer for it. Tried on Keras 3.15.
+    """
+    apply = layer._apply_scores
+
+    def applied(scores, value, scores_mask=None, training=False):
+        # The product without dropout is not used, and not computed when compiled.
+        _, weights = apply(scores, value, scores_mask=scores_mask, training=False)
+        shape = tuple(ops.shape(weights)[1:])
+        weights = noise.dropout(weights, layer.dropout, shape)
+        return ops.matmul(weights, value), weights
+
+    return applied
 
 
 def _cell_mask(cell, noise):

@@ -60,8 +60,9 @@ def mc_predict(
     Args:
         model: A model with dropout: `Dropout`, `AlphaDropout`, `GaussianDropout`,
             `SpatialDropout1D/2D/3D`, the `dropout` and `recurrent_dropout` of
-            recurrent layers and of `MultiHeadAttention`, in nested models, wrappers
-            and the user's own layers, and those of `kt.layers`. A subclassed model
+            recurrent layers and of `MultiHeadAttention`, `Attention` and
+            `AdditiveAttention`, in nested models, wrappers and the user's own layers,
+            and those of `kt.layers`. A subclassed model
             will do, but is compiled at each call. It is not changed.
         x: As for `model.predict`: arrays of shape `(rows, *input_shape)`, a list or a
             dict of them, a `keras.utils.PyDataset`, a `tf.data.Dataset`, or another
