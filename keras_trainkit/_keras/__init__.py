@@ -430,3 +430,46 @@ def arithmetic_sign_bit() -> Iterator[None]:
 
     with patched([(backend, "signbit", signbit)]):
         yield
+
+
+@contextlib.contextmanager
+def native_dilation() -> Iterator[None]:
+    """Lets TensorFlow write a dilated convolution as one operation.
+
+    It rearranges the input, convolves, and rearranges the output, and LiteRT's
+    converter, which undoes this elsewhere, does not where there are ranges. Tried on
+    Keras 3.15.
+    """
+    if keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    plain, plain_depthwise = tf.nn.convolution, tf.nn.depthwise_conv2d
+
+    def pair(value):
+        return (value, value) if isinstance(value, int) else tuple(value)
+
+    def convolution(x, kernel, strides, padding, data_format, dilations):
+        if data_format != "NHWC":
+            options = {"data_format": data_format, "dilations": dilations}
+            return plain(x, kernel, strides, padding, **options)
+        return tf.nn.conv2d(
+            x, kernel, pair(strides), padding, dilations=pair(dilations)
+        )
+
+    def depthwise(x, kernel, strides, padding, data_format, dilations):
+        if data_format != "NHWC":
+            options = {"data_format": data_format, "dilations": dilations}
+            return plain_depthwise(x, kernel, strides, padding, **options)
+        return tf.raw_ops.DepthwiseConv2dNative(
+            input=x,
+            filter=kernel,
+            strides=strides,
+            padding=padding,
+            dilations=[1, *pair(dilations or 1), 1],
+        )
+
+    changes = [(tf.nn, "convolution", convolution)]
+    with patched([*changes, (tf.nn, "depthwise_conv2d", depthwise)]):
+        yield

@@ -5,12 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 from keras.layers import Layer
 
-from keras_trainkit._keras import arguments, run_node, sublayers
+from keras_trainkit._keras import arguments, nodes, run_node, sublayers
 from keras_trainkit._model.compare import distance, outputs, tolerance_of
 from keras_trainkit._model.graph import Call, copy_model, read, rebuild
 from keras_trainkit._model.inputs import draw_like
+
+_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+_SCORES = "return_attention_scores"
 
 
 class Closed(Exception):
@@ -18,7 +23,11 @@ class Closed(Exception):
 
 
 def open_up(
-    model: keras.Model, wanted: Callable[[Layer], bool]
+    model: keras.Model,
+    wanted: Callable[[Layer], bool],
+    *,
+    for_training: bool = False,
+    in_place: bool = False,
 ) -> tuple[keras.Model, dict[str, str]]:
     """Copy a model with Functional models in place of layers that are made of layers.
 
@@ -29,6 +38,9 @@ def open_up(
     Args:
         model: A Functional or built Sequential model.
         wanted: Whether a layer is to be opened up.
+        for_training: Whether the copy is to be trained: a layer stays whole if its
+            `call` does something else in training, or adds a loss.
+        in_place: Whether the model is the caller's own copy already.
 
     Returns:
         The copy, or the model itself if there is nothing to open up; and the path of
@@ -37,9 +49,10 @@ def open_up(
     closed: dict[str, str] = {}
     if not any(_is_made_of_layers(call.layer, wanted) for call in read(model).calls):
         return model, closed
-    model = copy_model(model)
+    if not in_place:
+        model = copy_model(model)
     tried: set[int] = set()
-    while opened := _open_all(model, wanted, tried, closed):
+    while opened := _open_all(model, wanted, for_training, tried, closed):
         model = _exchanged(model, opened)
     return model, closed
 
@@ -49,7 +62,9 @@ def _exchanged(model: keras.Model, opened: dict[Any, Any]) -> keras.Model:
     return rebuild(model, lambda layer: opened.get(layer, layer))[0]
 
 
-def _open_all(model, wanted, tried: set[int], closed: dict[str, str]) -> dict[Any, Any]:
+def _open_all(
+    model, wanted, for_training: bool, tried: set[int], closed: dict[str, str]
+) -> dict[Any, Any]:
     opened: dict[Any, Any] = {}
     graph = read(model)
     for call in graph.calls:
@@ -58,7 +73,7 @@ def _open_all(model, wanted, tried: set[int], closed: dict[str, str]) -> dict[An
             continue
         tried.add(id(layer))
         try:
-            opened[layer] = _opened(graph.calls_of(layer))
+            opened[layer] = _opened(graph.calls_of(layer), for_training)
         except Closed as reason:
             closed[call.path] = str(reason)
     return opened
@@ -73,7 +88,7 @@ def _is_made_of_layers(layer: Any, wanted) -> bool:
     )
 
 
-def _opened(calls: list[Call]) -> Callable:
+def _opened(calls: list[Call], for_training: bool) -> Callable:
     """What to call in place of a layer."""
     layer, node = calls[0].layer, calls[0].node
     places = _places(node)
@@ -87,6 +102,10 @@ def _opened(calls: list[Call]) -> Callable:
         # whose statistics would move.
         before = outputs(lambda x: run_node(node, x, training=False), x)
         error = distance(before, outputs(inner, x if len(x) > 1 else x[0]))
+        if for_training and not _same_in_training(layer, node):
+            raise Closed(f"{layer.name} does something of its own in training")
+    except Closed:
+        raise
     except Exception as failure:
         kind = type(failure).__name__
         raise Closed(f"the `call` of {layer.name} cannot be traced ({kind})") from None
@@ -100,9 +119,35 @@ def _opened(calls: list[Call]) -> Callable:
     def call(*args, **kwargs):
         flat = keras.tree.flatten((args, kwargs))
         tensors = [flat[place] for place in places]
-        return inner(tensors if len(tensors) > 1 else tensors[0])
+        # What the layer does with masks is in the trace; the model would pass them on.
+        return inner(
+            tensors if len(tensors) > 1 else tensors[0], mask=[None] * len(tensors)
+        )
 
     return call
+
+
+def _same_in_training(layer: Layer, node) -> bool:
+    """Whether `training` changes no more than what is inside a layer does with it."""
+    count = len(layer.losses)
+    graphs = [_wiring(_traced(layer, node, training=t)) for t in (False, True)]
+    return graphs[0] == graphs[1] and len(layer.losses) == count
+
+
+def _wiring(model: keras.Model) -> list[tuple]:
+    """What is called in a model, and with which results of what."""
+    numbers: dict[int, int] = {}
+    found = []
+    for node in nodes(model):
+        operation = node.operation
+        # Functions of `keras.ops` are new objects in each trace.
+        own = id(operation) if isinstance(operation, Layer) else type(operation)
+        if node.is_input:
+            own = keras.layers.InputLayer
+        found.append((own, tuple(numbers[id(x)] for x in node.input_tensors)))
+        for tensor in node.outputs:
+            numbers[id(tensor)] = len(numbers)
+    return found
 
 
 def _places(node) -> list[int]:
@@ -111,7 +156,7 @@ def _places(node) -> list[int]:
     return [i for i, part in enumerate(flat) if isinstance(part, keras.KerasTensor)]
 
 
-def _traced(layer: Layer, node) -> keras.Model:
+def _traced(layer: Layer, node, **options: Any) -> keras.Model:
     names: dict[str, int] = {}
     for part in sublayers(layer, recursive=False):
         count = names[part.name] = names.get(part.name, 0) + 1
@@ -123,11 +168,32 @@ def _traced(layer: Layer, node) -> keras.Model:
         for x in node.input_tensors
     ]
     args, kwargs = arguments(node, inputs)
+    kwargs |= options
+    attends = isinstance(layer, _ATTENTION) and not kwargs.get(_SCORES)
+    if attends:
+        kwargs |= _attention_options(args, kwargs)
     taken = inspect.signature(layer.call).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
         kwargs = {name: value for name, value in kwargs.items() if name in taken}
     found = layer.call(*args, **kwargs)
+    if attends:
+        found = found[0]
     return keras.Model(inputs if len(inputs) > 1 else inputs[0], found, name=layer.name)
+
+
+def _attention_options(args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Options with which an attention layer calls its parts one by one.
+
+    Otherwise all of the attention is one function of `keras.ops`.
+    """
+    if not kwargs.get("use_causal_mask"):
+        return {_SCORES: True}
+    # Keras would make the mask from sizes that are not known in a trace.
+    query, value = (x.shape[1] for x in keras.tree.flatten((args, kwargs))[:2])
+    causal = np.tril(np.ones((1, query, value), "bool"))
+    given = kwargs.get("attention_mask")
+    mask = causal if given is None else ops.logical_and(given, causal)
+    return {_SCORES: True, "use_causal_mask": False, "attention_mask": mask}
 
 
 def _dtype(layer: Layer, tensor) -> str:

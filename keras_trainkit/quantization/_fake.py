@@ -45,16 +45,25 @@ class Range(keras.layers.Layer):
         bits: 8, for any range that includes zero; or 16, for a symmetric one.
         fixed: The range, where LiteRT prescribes it. Rounding is then left out in
             training: a probability that is rounded to zero has no useful gradient.
+        margin: How far below the minimum the range begins.
 
     Reference:
         B. Jacob et al., Quantization and Training of Neural Networks (2017),
         arXiv:1712.05877, section 3.1.
     """
 
-    def __init__(self, bits: int, fixed: tuple[float, float] | None = None, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        bits: int,
+        fixed: tuple[float, float] | None = None,
+        margin: float = 0.0,
+        **kwargs,
+    ):
+        # It computes in float32, whatever it is given.
+        super().__init__(dtype="float32", autocast=False, **kwargs)
         self.bits = bits
         self.fixed = fixed
+        self.margin = margin
         # Set while a model is converted, since the converter reads constants alone.
         self._constant: tuple[float, float] | None = None
 
@@ -94,7 +103,7 @@ class Range(keras.layers.Layer):
 
     def _ends(self, low: Any, high: Any, ops: Any) -> tuple[Any, Any]:
         """A range that includes zero, which has to be exact, and is not empty."""
-        low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
+        low, high = ops.minimum(low - self.margin, 0.0), ops.maximum(high, 0.0)
         if self.bits == 16:
             high = ops.maximum(high, -low)
             low = -high
@@ -102,9 +111,14 @@ class Range(keras.layers.Layer):
 
     def _round(self, x: Tensor, low: Any, high: Any) -> Tensor:
         # LiteRT's int16 has no zero point.
-        return fake_quant_with_min_max_vars(
-            x, low, high, num_bits=self.bits, narrow_range=self.bits == 16
+        rounded = fake_quant_with_min_max_vars(
+            ops.cast(x, "float32"),
+            low,
+            high,
+            num_bits=self.bits,
+            narrow_range=self.bits == 16,
         )
+        return ops.cast(rounded, x.dtype)
 
     @property
     def value(self) -> tuple[float, float] | None:

@@ -1,14 +1,18 @@
 """What each type of layers is to int8 arithmetic, and why some stay float."""
 
+import math
 from typing import Any
 
 import keras
 from keras import activations, layers
 
 from keras_trainkit._model.kernels import own_kernels
+from keras_trainkit.quantization._operation import Operation
+from keras_trainkit.quantization._products import product_axes
 
 LINEAR = (
     layers.Dense,
+    layers.EinsumDense,
     layers.Embedding,
     layers.Conv1D,
     layers.Conv2D,
@@ -33,6 +37,8 @@ MERGING = (
     layers.Add,
     layers.Subtract,
     layers.Multiply,
+    layers.Maximum,
+    layers.Minimum,
     layers.Concatenate,
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
@@ -66,6 +72,27 @@ SAME_GRID = (
 )
 WRAPPED = (*LINEAR, *NORM, *ACTIVATION, *MERGING)
 
+# Functions of `keras.ops`, by the names of Keras's classes for them.
+_ACTIVATION_OPS = {
+    "Relu": activations.relu,
+    "Relu6": activations.relu6,
+    "LeakyRelu": activations.leaky_relu,
+    "Gelu": activations.gelu,
+    "Silu": activations.silu,
+    "HardSilu": activations.hard_silu,
+    "Sigmoid": activations.sigmoid,
+    "Tanh": activations.tanh,
+    "Softmax": activations.softmax,
+}
+_MERGING_OPS = (
+    "Add", "Subtract", "Multiply", "Maximum", "Minimum", "Concatenate", "Mean",
+    "Matmul", "Einsum",
+)  # fmt: skip
+_SAME_GRID_OPS = (
+    "Reshape", "Transpose", "Swapaxes", "Moveaxis", "Squeeze", "ExpandDims", "GetItem",
+    "Repeat", "MaxPool", "AveragePool",
+)  # fmt: skip
+
 FUSED = (activations.relu, activations.relu6)
 _INT8 = (
     *FUSED,
@@ -80,8 +107,34 @@ _INT8 = (
 )
 
 
+def operation_of(layer: Any) -> str | None:
+    """The class of a function of `keras.ops`; None for a layer."""
+    if type(layer) is Operation:
+        layer = layer.operation
+    if isinstance(layer, layers.Layer):
+        return None
+    return type(layer).__name__ if type(layer).__module__.startswith("keras.") else ""
+
+
+def is_same_grid(layer: Any) -> bool:
+    """Whether what a layer gives lies on the grid of what it takes."""
+    return type(layer) in SAME_GRID or operation_of(layer) in _SAME_GRID_OPS
+
+
+def is_activation(layer: Any) -> bool:
+    """Whether a layer is an activation alone."""
+    return type(layer) in ACTIVATION or operation_of(layer) in _ACTIVATION_OPS
+
+
+def takes_one_grid(layer: Any) -> bool:
+    """Whether in LiteRT all inputs of a layer have the range of its output."""
+    return type(layer) is layers.Concatenate or operation_of(layer) == "Concatenate"
+
+
 def activation_of(layer: Any) -> Any:
     """The activation that a layer ends in, as a function; None if it has none."""
+    if (operation := operation_of(layer)) is not None:
+        return _ACTIVATION_OPS.get(operation)
     if type(layer) is layers.ReLU:
         plain = layer.negative_slope == 0 and layer.threshold == 0
         if plain and layer.max_value in (None, 6):
@@ -131,12 +184,30 @@ def why_float(layer: Any) -> str | None:
         return "it has LoRA weights"
     if kind in LINEAR and not layer.built:
         return "it is not built"
+    if kind is layers.EinsumDense and not product_axes(layer):
+        return f"{layer.equation} is not a product of a matrix with each position"
     if getattr(layer, "data_format", None) == "channels_first":
         return 'LiteRT has no kernels for data_format="channels_first"'
     if kind in SEPARABLE and layer.padding == "causal":
         return 'a separable convolution with padding="causal" has no rule'
     if kind in ACTIVATION:
         return why_float_activation(layer)
+    return None
+
+
+def why_float_operation(operation: Any, arguments: Any) -> str | None:
+    """Why a call of a function of `keras.ops` cannot be quantized; None if it can."""
+    name = operation_of(operation)
+    if name not in (*_ACTIVATION_OPS, *_MERGING_OPS):
+        return f"a function of `keras.ops` without a rule ({type(operation).__name__})"
+    for value in keras.tree.flatten(arguments):
+        if isinstance(value, keras.KerasTensor):
+            if "float" not in value.dtype:
+                return f"it takes {value.dtype}"
+        elif math.prod(getattr(value, "shape", ())) > 1:
+            return (
+                "it is computed with an array, and LiteRT would have one scale for it"
+            )
     return None
 
 
@@ -159,9 +230,9 @@ _REASONS: dict[type[keras.layers.Layer], str] = {
     layers.Bidirectional: _RECURRENT,
     layers.Conv3D: "LiteRT has no int8 kernel for it",
     layers.Conv3DTranspose: "LiteRT has no int8 kernel for it",
-    layers.EinsumDense: "LiteRT's converter makes a file of it that does not run",
     layers.Lambda: "what its function computes is not known",
     layers.LayerNormalization: "LiteRT computes it in float",
     layers.GroupNormalization: "LiteRT computes it in float",
-    layers.MultiHeadAttention: "the products inside it have no ranges yet",
+    layers.Average: "LiteRT has no kernel for it",
+    layers.PReLU: "its slopes have no range",
 }

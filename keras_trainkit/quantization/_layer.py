@@ -9,10 +9,14 @@ import numpy as np
 from keras import activations, ops
 
 from keras_trainkit._checks import reject
-from keras_trainkit._keras import patched, sublayers
+from keras_trainkit._keras import native_dilation, patched, sublayers
 from keras_trainkit._types import Tensor
 from keras_trainkit.quantization import _kinds
 from keras_trainkit.quantization._fake import Range, fake_quantize_kernel
+from keras_trainkit.quantization._products import as_product, is_on_positions
+
+# A softmax makes less than one step of int8 of what is so much below the maximum.
+_NEGLIGIBLE = 12.0
 
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
@@ -23,7 +27,8 @@ class Quantized(keras.layers.Wrapper):
     weights.
 
     Args:
-        layer: A Dense, convolution, BatchNormalization, activation or merging layer.
+        layer: A Dense, convolution, BatchNormalization, activation or merging layer; or
+            a function of `keras.ops` as a layer.
         weight_bits: Bits of a weight.
         activation_bits: Bits of an activation.
         quantize_inputs: For each input whether it is rounded here, since nothing in
@@ -32,6 +37,7 @@ class Quantized(keras.layers.Wrapper):
             BatchNormalization or ReLU follows that LiteRT merges with this layer.
         alone: For a BatchNormalization: whether it is a step of its own, and not merged
             with a layer in front.
+        masked: For a Softmax: whether it is called with a mask.
         freeze_after: For a BatchNormalization: the number of training steps after which
             it uses its moving statistics, and keeps them.
     """
@@ -44,17 +50,20 @@ class Quantized(keras.layers.Wrapper):
         quantize_inputs: tuple[bool, ...] = (False,),
         quantize_output: bool = True,
         alone: bool = False,
+        masked: bool = False,
         freeze_after: int | None = None,
         **kwargs: Any,
     ):
         kwargs.setdefault("name", layer.name)
         kwargs.setdefault("dtype", layer.dtype_policy)
+        kwargs.setdefault("autocast", layer.autocast)
         super().__init__(layer, **kwargs)
         self.weight_bits = weight_bits
         self.activation_bits = activation_bits
         self.quantize_inputs = tuple(quantize_inputs)
         self.quantize_output = quantize_output
         self.alone = alone
+        self.masked = masked
         self.freeze_after = freeze_after
         self.supports_masking = layer.supports_masking
         self.activity_regularizer = layer.activity_regularizer
@@ -70,6 +79,11 @@ class Quantized(keras.layers.Wrapper):
         free = (None, activations.linear, *_kinds.FUSED)
         inner = is_linear and activation not in free
         self.inner_range = Range(bits) if inner else None
+        gates = activation is activations.silu
+        gate = _kinds.fixed_range(activations.sigmoid, bits)
+        self.gate_range = Range(bits, gate) if gates else None
+        # LiteRT has the low end of the range for what a mask leaves out.
+        self.masked_range = Range(bits, margin=_NEGLIGIBLE) if self.masked else None
         separable = type(self.layer) in _kinds.SEPARABLE
         self.middle_range = Range(bits) if separable else None
         fixed = _kinds.fixed_range(activation, bits)
@@ -78,7 +92,8 @@ class Quantized(keras.layers.Wrapper):
     @property
     def ranges(self) -> list[Range]:
         """All ranges of this layer."""
-        own = [self.inner_range, self.middle_range, self.output_range]
+        own = [self.inner_range, self.gate_range, self.middle_range]
+        own += [self.masked_range, self.output_range]
         return [r for r in (*self.input_ranges, *own) if r is not None]
 
     def build(self, input_shape=None):
@@ -93,13 +108,18 @@ class Quantized(keras.layers.Wrapper):
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
 
-    def call(self, inputs, training=None, **unset):
-        # A `mask=None` that Keras records with some calls, and `strip` has to find.
+    def call(self, inputs, training=None, **masks):
+        # With a `mask` of its own, Keras would record one that `strip` has to remove.
         inputs = self._round_inputs(inputs, training)
         if type(self.layer) in _kinds.LINEAR:
             outputs = self._linear(inputs, training)
         elif type(self.layer) in _kinds.NORM:
             outputs = self._norm(inputs, training)
+        elif self.masked_range is not None:
+            inputs = self.masked_range(inputs, training=training)
+            outputs = self.layer.call(inputs, **masks)
+        elif self.gate_range is not None:
+            outputs = self._activate(inputs, training)
         else:
             outputs = self.layer.call(inputs)
         if self.output_range is None:
@@ -127,14 +147,28 @@ class Quantized(keras.layers.Wrapper):
         if self.middle_range is not None:
             x = self.middle_range(_depthwise(self.layer, x, kernels), training=training)
         activation = getattr(self.layer, "activation", None)
+        fused = activation in _kinds.FUSED
+
+        def finish(x):
+            if self.inner_range is not None:
+                return self.inner_range(x, training=training)
+            return activation(x) if fused else x
+
         with patched([*changes, (self.layer, "activation", None)]):
             if self.middle_range is not None:
-                x = _pointwise(self.layer, x, kernels)
+                x = finish(_pointwise(self.layer, x, kernels))
+            elif self._constant is not None and is_on_positions(self.layer, x.ndim):
+                x = as_product(self.layer, x, *kernels.values(), finish)
             else:
-                x = self.layer.call(x)
-        if self.inner_range is not None:
-            x = self.inner_range(x, training=training)
-        return x if activation is None else activation(x)
+                x = finish(self.layer.call(x))
+        return x if fused else self._activate(x, training)
+
+    def _activate(self, x: Tensor, training: Any) -> Tensor:
+        if self.gate_range is None:
+            activation = getattr(self.layer, "activation", None)
+            return x if activation is None else activation(x)
+        # As LiteRT computes it, which rounds the sigmoid too.
+        return x * self.gate_range(ops.sigmoid(x), training=training)
 
     def _norm(self, x: Tensor, training: Any) -> Tensor:
         norm = self.layer
@@ -161,6 +195,7 @@ class Quantized(keras.layers.Wrapper):
             "quantize_inputs": list(self.quantize_inputs),
             "quantize_output": self.quantize_output,
             "alone": self.alone,
+            "masked": self.masked,
             "freeze_after": self.freeze_after,
         }
 
@@ -215,7 +250,7 @@ def as_constants(model: keras.Model) -> Iterator[None]:
             arrays = _scale_and_shift(layer.layer)
         changes.append((layer, "_constant", arrays))
         changes += [(part, "_constant", part.value) for part in layer.ranges]
-    with patched(changes):
+    with patched(changes), native_dilation():
         yield
 
 

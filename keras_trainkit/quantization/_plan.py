@@ -1,5 +1,6 @@
 """Where ranges go: which layers round their inputs, and which their outputs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,9 +8,10 @@ import keras
 from keras import activations, layers
 
 from keras_trainkit._model.graph import Call, Edge, Graph, read
-from keras_trainkit._model.select import Selector, chains, check_all_used, selected
+from keras_trainkit._model.select import chains
 from keras_trainkit.quantization import _kinds
 from keras_trainkit.quantization._layer import Quantized
+from keras_trainkit.quantization._products import is_on_positions
 
 
 @dataclass
@@ -18,33 +20,37 @@ class Plan:
 
     Attributes:
         wrapped: The arguments of `Quantized` for each layer that gets one.
+        arguments: Those of each function of `keras.ops` that gets one.
         kept: Why each of the others is computed in float, by path. An activation that
             is float inside a layer that is not has `activation` at the end of it.
     """
 
     wrapped: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    arguments: dict[Any, tuple[tuple, dict]] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
 
-def make_plan(
-    model: keras.Model,
-    include: tuple[Selector, ...] = (),
-    exclude: tuple[Selector, ...] = (),
-) -> Plan:
-    """Plan the quantization of a model, without changing it."""
+def make_plan(model: keras.Model, wants: Callable[[Call], bool]) -> Plan:
+    """Plan the quantization of a model, without changing it.
+
+    Args:
+        model: The model.
+        wants: Whether a call is to be quantized, if it can be.
+    """
     around = {id(chain[-1]): chain for chain in chains(model)}
-    check_all_used("include", list(around.values()), include)
-    check_all_used("exclude", list(around.values()), exclude)
     graph = read(model)
     plan = Plan()
     stays = set()
     for call in graph.calls:
-        if type(call.layer) in _kinds.SAME_GRID:
+        if _kinds.is_same_grid(call.layer):
             continue
         chain = around.get(id(call.layer), (call.layer,))
-        reason = _why_float(call, chain, include, exclude)
+        reason = _why_float(call, chain, graph) if wants(call) else _LEFT_OUT
         if reason is None:
-            plan.wrapped[call.layer] = {}
+            given = call.node.arguments
+            masked = given.kwargs.get("mask") is not None
+            plan.wrapped[call.layer] = {"masked": True} if masked else {}
+            plan.arguments[call.layer] = (given.args, given.kwargs)
         else:
             # One use that cannot be rounded keeps all uses of a layer float.
             stays.add(call.layer)
@@ -61,12 +67,13 @@ def make_plan(
 def kept_in(model: keras.Model) -> dict[str, str]:
     """Why the layers without ranges in a quantized model have none, by path."""
     kept: dict[str, str] = {}
-    for call in read(model).calls:
+    graph = read(model)
+    for call in graph.calls:
         layer = call.layer
         if isinstance(layer, Quantized):
             _note_activation(kept, call.path, layer.layer)
-        elif type(layer) not in _kinds.SAME_GRID:
-            kept[call.path] = _why_float(call, (layer,), (), ()) or _LEFT_OUT
+        elif not _kinds.is_same_grid(layer):
+            kept[call.path] = _why_float(call, (layer,), graph) or _LEFT_OUT
     return kept
 
 
@@ -78,25 +85,42 @@ def _note_activation(kept: dict[str, str], path: str, layer: Any) -> None:
 _LEFT_OUT = "it is not to be quantized, by `include` or `exclude`"
 
 
-def _why_float(call: Call, chain: tuple, include: Any, exclude: Any) -> str | None:
+def _why_float(call: Call, chain: tuple, graph: Graph) -> str | None:
     layer = call.layer
+    arguments = call.node.arguments
     if not isinstance(layer, layers.Layer):
-        return f"a function of `keras.ops` ({type(layer).__name__}) has no ranges"
-    if (include and not selected(chain, include)) or selected(chain, exclude):
-        return _LEFT_OUT
+        if len(graph.calls_of(layer)) > 1:
+            return "the object for this function is called several times"
+        is_softmax = _kinds.activation_of(layer) is activations.softmax
+        if is_softmax and not _is_last(layer.axis, len(call.inputs[0].shape)):
+            return _SOFTMAX
+        given = (arguments.args, arguments.kwargs)
+        return _kinds.why_float_operation(layer, given)
     if any(isinstance(part, layers.TimeDistributed) for part in chain):
         return "LiteRT applies a TimeDistributed layer in float"
-    arguments = call.node.arguments
-    given = {k: v for k, v in arguments.kwargs.items() if v is not None}
-    if len(arguments.args) != 1 or set(given) - {"training"}:
+    given = {k for k, v in arguments.kwargs.items() if v is not None}
+    is_softmax = isinstance(layer, layers.Softmax)
+    allowed = {"training", "mask"} if is_softmax else {"training"}
+    # What the type says is of more use than how it is called.
+    reason = _kinds.why_float(layer)
+    if reason is None and (len(arguments.args) != 1 or given - allowed):
         return "it is called with more than its inputs"
-    if isinstance(layer, layers.BatchNormalization):
+    rank = len(call.inputs[0].shape)
+    if reason is None and is_softmax and not _is_last(layer.axis, rank):
+        return _SOFTMAX
+    if reason is None and isinstance(layer, layers.BatchNormalization):
         if call.training:
             return "it is called with training=True"
-        rank = len(call.inputs[0].shape)
         if layer.axis % rank != rank - 1:
             return "its channels are not on the last axis"
-    return _kinds.why_float(layer)
+    return reason
+
+
+_SOFTMAX = "LiteRT's softmax is along the last axis"
+
+
+def _is_last(axis: Any, rank: int) -> bool:
+    return [a % rank for a in keras.tree.flatten(axis)] == [rank - 1]
 
 
 # The options of a layer that is not quantized, as far as what follows is concerned.
@@ -121,11 +145,15 @@ def _place_ranges(graph: Graph, plan: Plan) -> None:
         layer, inputs = call.layer, call.inputs
         if layer not in plan.wrapped:
             # A function of values on a grid is on it only in these layers.
-            if type(layer) in _kinds.SAME_GRID and id(inputs[0]) in rounded:
-                rounded.add(id(call.outputs[0]))
+            if _kinds.is_same_grid(layer) and id(inputs[0]) in rounded:
+                rounded.update(id(edge) for edge in call.outputs)
             continue
         options = plan.wrapped[layer]
-        own = [id(e) not in rounded | pending and not _is_whole(layer) for e in inputs]
+        known = rounded | pending
+        own = [id(e) not in known and not _is_whole(layer) for e in inputs]
+        if options.get("masked"):
+            # It has a range of its own instead of that of what it takes.
+            own = [False]
         before = options.get("quantize_inputs", (False,) * len(own))
         options["quantize_inputs"] = tuple(
             a or b for a, b in zip(own, before, strict=True)
@@ -148,14 +176,16 @@ def _merges_into_next(call: Call | None, plan: Plan) -> bool:
     (behind,) = edge.consumers
     if behind.layer not in plan.wrapped or not _ends_linear(call):
         return False
-    if type(behind.layer) is layers.Concatenate:
-        # All that it takes must have its range in LiteRT.
+    masked = plan.wrapped[behind.layer].get("masked")
+    if masked or _kinds.takes_one_grid(behind.layer):
         return True
+    if is_on_positions(call.layer, len(call.inputs[0].shape)):
+        # There is a reshaping between the two.
+        return False
     if type(behind.layer) is layers.BatchNormalization:
         return _folds(call, behind, edge)
-    return _kinds.activation_of(behind.layer) in _kinds.FUSED and (
-        type(behind.layer) in _kinds.ACTIVATION
-    )
+    fused = _kinds.activation_of(behind.layer) in _kinds.FUSED
+    return fused and _kinds.is_activation(behind.layer)
 
 
 def _ends_linear(call: Call) -> bool:

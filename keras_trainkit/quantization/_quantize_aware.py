@@ -1,5 +1,6 @@
 """Models that train as they will run in int8."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,7 +10,9 @@ from keras_trainkit._model.copy import live_copy
 from keras_trainkit._model.graph import check_graph, rebuild
 from keras_trainkit._model.select import check_selectors
 from keras_trainkit.quantization._layer import Quantized, quantized_layers
-from keras_trainkit.quantization._plan import kept_in, make_plan
+from keras_trainkit.quantization._opened import opened
+from keras_trainkit.quantization._operation import Operation, tensors_in
+from keras_trainkit.quantization._plan import Plan, kept_in, make_plan
 
 
 def quantize_aware(
@@ -32,6 +35,9 @@ def quantize_aware(
     A BatchNormalization behind a linear layer keeps its place. Since a kernel has a
     scale for each unit, rounding the kernel and then scaling its units, which is done
     here, is the same as rounding the folded kernel, which LiteRT has.
+
+    Layers that are made of layers, MultiHeadAttention among them, become models of
+    their parts, where Keras can trace them and they do the same in training.
 
     What cannot be quantized stays as it is; `kt.quantization.kept_float` lists it.
 
@@ -84,25 +90,32 @@ def quantize_aware(
         check_integer("freeze_batch_norm", freeze_batch_norm, minimum=0)
     if quantized_layers(model):
         reject("model", model.name, "a model that is not quantized yet")
-    plan = make_plan(
+    model, wants, closed = opened(
         model,
         check_selectors("include", include),
         check_selectors("exclude", exclude),
     )
+    plan = make_plan(model, wants)
     if not plan.wrapped:
-        kept = "; ".join(f"{path}: {reason}" for path, reason in plan.kept.items())
-        reject("model", model.name, f"one with a layer to quantize ({kept})")
+        kept = {**plan.kept, **closed}
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in kept.items())
+        reject("model", model.name, f"one with a layer to quantize ({reasons})")
 
     def replacement(layer):
         if layer not in plan.wrapped:
             return None
+        if not isinstance(layer, keras.layers.Layer):
+            return _instead_of(layer, plan, quantized)
+        return quantized(live_copy(layer, {}), plan.wrapped[layer])
+
+    def quantized(layer, options):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)
         return Quantized(
-            live_copy(layer, {}),
+            layer,
             weight_bits,
             activation_bits,
             freeze_after=freeze_batch_norm if is_norm else None,
-            **plan.wrapped[layer],
+            **options,
         )
 
     return rebuild(model, replacement)[0]
@@ -133,7 +146,13 @@ def strip(model: keras.Model) -> keras.Model:
     _check_quantized(model)
 
     def replacement(layer):
-        return live_copy(layer.layer, {}) if isinstance(layer, Quantized) else None
+        if not isinstance(layer, Quantized):
+            return None
+        plain = live_copy(layer.layer, {})
+        if isinstance(plain, Operation):
+            # Without the mask that Keras hands to each layer.
+            return lambda inputs, **_: plain.apply(inputs)
+        return plain
 
     return rebuild(model, replacement)[0]
 
@@ -163,7 +182,23 @@ def kept_float(model: keras.Model) -> dict[str, str]:
         ['square']
     """
     check_graph(model)
-    return kept_in(model) if quantized_layers(model) else make_plan(model).kept
+    if quantized_layers(model):
+        return kept_in(model)
+    model, wants, closed = opened(model)
+    return make_plan(model, wants).kept | closed
+
+
+def _instead_of(operation: Any, plan: Plan, quantized: Callable) -> Callable:
+    """What to call in place of a function of `keras.ops`."""
+    args, kwargs = plan.arguments[operation]
+    function = Operation.of(live_copy(operation, {}), args, kwargs)
+    layer = quantized(function, plan.wrapped[operation])
+
+    def call(*args, **kwargs):
+        tensors = tensors_in((args, kwargs))
+        return layer(tensors if len(tensors) > 1 else tensors[0])
+
+    return call
 
 
 def _check_quantized(model: keras.Model) -> None:

@@ -1,0 +1,80 @@
+"""Functions of `keras.ops` as layers, which can be quantized."""
+
+import json
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_trainkit._types import Tensor
+
+_TENSOR = "a tensor"
+
+
+@keras.saving.register_keras_serializable(package="keras_trainkit")
+class Operation(keras.layers.Layer):
+    """A function of `keras.ops` between the layers of a Functional model, as a layer.
+
+    Args:
+        operation: Keras's object for the function.
+        arguments: The JSON of its positional and its keyword arguments, as Keras
+            serializes them, with a mark in place of each tensor.
+    """
+
+    def __init__(self, operation: Any, arguments: str, **kwargs: Any):
+        kwargs.setdefault("name", operation.name)
+        super().__init__(autocast=False, **kwargs)
+        # A function takes tensors with masks, and gives none.
+        self.supports_masking = True
+        self.operation = operation
+        # As a string, since Keras replaces lists and dicts by its own.
+        self.arguments = arguments
+
+    @classmethod
+    def of(cls, operation: Any, args: tuple, kwargs: dict) -> "Operation":
+        """The layer for a call with symbolic tensors."""
+
+        def mark(value):
+            if isinstance(value, keras.KerasTensor):
+                return _TENSOR
+            return (
+                ops.convert_to_numpy(value).item() if hasattr(value, "shape") else value
+            )
+
+        marked = keras.tree.map_structure(mark, [list(args), dict(kwargs)])
+        saved = keras.saving.serialize_keras_object(marked)
+        return cls(operation, json.dumps(saved))
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return None
+
+    def call(self, inputs):
+        return self.apply(inputs)
+
+    def apply(self, inputs: Any) -> Tensor:
+        """The function of one tensor, or of a list of them."""
+        saved = json.loads(self.arguments)
+        tensors = iter(keras.tree.flatten(inputs))
+        args, kwargs = keras.tree.map_structure(
+            lambda v: next(tensors) if isinstance(v, str) and v == _TENSOR else v,
+            keras.saving.deserialize_keras_object(saved),
+        )
+        return self.operation(*args, **kwargs)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "operation": keras.saving.serialize_keras_object(self.operation),
+            "arguments": self.arguments,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        operation = keras.saving.deserialize_keras_object(config["operation"])
+        return cls(**{**config, "operation": operation})
+
+
+def tensors_in(arguments: Any) -> list[Any]:
+    """The symbolic tensors in the arguments of a call, in order."""
+    flat = keras.tree.flatten(arguments)
+    return [value for value in flat if isinstance(value, keras.KerasTensor)]
