@@ -22,6 +22,7 @@ from keras_trainkit.export._inference import (
     plain_operations,
     unrolled,
 )
+from keras_trainkit.export._int4 import pack_int4
 from keras_trainkit.export._litert_float import float_probabilities
 from keras_trainkit.export._litert_run import LiteRTRunner, set_order, tensorflow_ops
 from keras_trainkit.export._remedies import describe
@@ -214,7 +215,7 @@ def convert(
     specs = input_specs(model, names)
     options = _converter_options(names, quantization, data, io_dtype)
     reduced = ("float16", "bfloat16")
-    trained = quantized_layers(model) and data is None
+    trained = quantized_layers(model) if data is None else []
     constants = as_constants(model) if trained else contextlib.nullcontext()
     rewritten = plain_operations(model, reduced), unrolled(model), constants
     with rewritten[0], rewritten[1], rewritten[2], converting("LiteRT"):
@@ -225,6 +226,8 @@ def convert(
             input_signature=[specs],
             **options,
         )
+    if trained and any(layer.weight_bits == 4 for layer in trained):
+        pack_int4(target)
 
 
 def _converter_options(
