@@ -103,14 +103,15 @@ def classes(model, rows, seed=0):
         noise = rng.normal(size=(rows, *tensor.shape[1:]))
         return (centers[labels] + 0.2 * noise).astype("float32")
 
-    return keras.tree.map_structure(draw, model.input), labels
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
+    return keras.tree.map_structure(draw, inputs), labels
 
 
-def trained(model, epochs=3, **options):
+def trained(model, epochs=2, **options):
     quantized = kt.quantization.quantize_aware(model, **options)
     x, y = classes(model, 96)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    several = isinstance(model.output, list)
+    several = len(model.outputs) > 1
     quantized.compile(keras.optimizers.Adam(1e-2), [loss, loss] if several else loss)
     quantized.fit(x, [y, y % 2] if several else y, 16, epochs, verbose=0)
     return quantized
@@ -133,15 +134,40 @@ def test_file_agrees_with_the_model_and_is_int8(make, tmp_path):
     for a, b in zip(expected, got, strict=True):
         assert (a.argmax(1) == b.argmax(1)).mean() >= 0.995
         assert np.abs(a - b).mean() <= (a.max() - a.min()) / 255
-    assert float_tensors(path) <= len(keras.tree.flatten([x])) + len(expected)
+    # The inputs and outputs alone.
+    ends = len(keras.tree.flatten([x])) + len(expected)
+    assert tensor_types(path).count("FLOAT32") == ends
 
 
-def float_tensors(path):
-    """The number of float tensors in a file: inputs and outputs, if all is int8."""
+@pytest.mark.skipif(not ON_TENSORFLOW, reason="one converter")
+def test_weights_of_4_bits_are_stored_as_such(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            layers.Conv2D(8, 3, use_bias=False),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.DepthwiseConv2D(3),
+            layers.Flatten(),
+            layers.Dense(3, name="head"),
+        ]
+    )
+    quantized = trained(model, weight_bits=4)
+    path = kt.export.to_litert(quantized, tmp_path / "model.tflite", "int8")
+    assert tensor_types(path).count("INT4") == 3
+    x, _ = classes(quantized, 300, seed=1)
+    expected, got = quantized.predict(x, verbose=0), kt.export.predict_litert(path, x)
+    assert (expected.argmax(1) == got.argmax(1)).mean() >= 0.995
+    assert np.abs(expected - got).mean() <= (expected.max() - expected.min()) / 255
+
+
+def tensor_types(path):
+    """The type of each tensor in a file."""
     schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
     model = schema.ModelT.InitFromPackedBuf(path.read_bytes())
     (graph,) = model.subgraphs
-    return sum(t.type == schema.TensorType.FLOAT32 for t in graph.tensors)
+    names = {number: name for name, number in vars(schema.TensorType).items()}
+    return [names[tensor.type] for tensor in graph.tensors]
 
 
 @pytest.mark.parametrize("make", [blocks, attention, shared])

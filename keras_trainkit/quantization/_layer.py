@@ -108,6 +108,10 @@ class Quantized(keras.layers.Wrapper):
     def compute_mask(self, inputs, previous_mask=None):
         return self.layer.compute_mask(inputs, previous_mask)
 
+    def compute_output_spec(self, inputs, training=None, **masks):
+        # Tracing `call` would not find the dtype of mixed precision on PyTorch.
+        return self.layer.compute_output_spec(inputs)
+
     def call(self, inputs, training=None, **masks):
         # With a `mask` of its own, Keras would record one that `strip` has to remove.
         inputs = self._round_inputs(inputs, training)
@@ -137,7 +141,10 @@ class Quantized(keras.layers.Wrapper):
     def rounded_kernels(self) -> dict[str, Tensor]:
         """The kernels on their grids, by the attribute of the layer."""
         return {
-            name: fake_quantize_kernel(vars(self.layer)[name], axes, self.weight_bits)
+            name: ops.cast(
+                fake_quantize_kernel(vars(self.layer)[name], axes, self.weight_bits),
+                self.compute_dtype,
+            )
             for name, axes in _kinds.kernel_axes(self.layer).items()
         }
 

@@ -45,6 +45,9 @@ class Operation(keras.layers.Layer):
         saved = keras.saving.serialize_keras_object(marked)
         return cls(operation, json.dumps(saved))
 
+    def compute_output_spec(self, inputs):
+        return self.apply(inputs)
+
     def compute_mask(self, inputs, previous_mask=None):
         return None
 
