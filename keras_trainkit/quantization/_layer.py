@@ -153,7 +153,7 @@ class Quantized(keras.layers.Wrapper):
         changes = [(self.layer, name, kernel) for name, kernel in kernels.items()]
         if self.middle_range is not None:
             x = self.middle_range(_depthwise(self.layer, x, kernels), training=training)
-        activation = getattr(self.layer, "activation", None)
+        activation: Any = getattr(self.layer, "activation", None)
         fused = activation in _kinds.FUSED
 
         def finish(x):
@@ -165,7 +165,8 @@ class Quantized(keras.layers.Wrapper):
             if self.middle_range is not None:
                 x = finish(_pointwise(self.layer, x, kernels))
             elif self._constant is not None and is_on_positions(self.layer, x.ndim):
-                x = as_product(self.layer, x, *kernels.values(), finish)
+                (kernel,) = kernels.values()
+                x = as_product(self.layer, x, kernel, finish)
             else:
                 x = finish(self.layer.call(x))
         return x if fused else self._activate(x, training)

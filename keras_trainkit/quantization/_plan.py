@@ -94,8 +94,7 @@ def _why_float(call: Call, chain: tuple, graph: Graph) -> str | None:
         is_softmax = _kinds.activation_of(layer) is activations.softmax
         if is_softmax and not _is_last(layer.axis, len(call.inputs[0].shape)):
             return _SOFTMAX
-        given = (arguments.args, arguments.kwargs)
-        return _kinds.why_float_operation(layer, given)
+        return _kinds.why_float_operation(layer, (arguments.args, arguments.kwargs))
     if any(isinstance(part, layers.TimeDistributed) for part in chain):
         return "LiteRT applies a TimeDistributed layer in float"
     given = {k for k, v in arguments.kwargs.items() if v is not None}
