@@ -69,6 +69,19 @@ def test_the_batch_with_nan_is_kept(shuffle):
     assert len(model.history.history["loss"]) == 1
 
 
+def test_nan_that_the_loss_does_not_show():
+    """TensorFlow's ReLU makes 0 of NaN: the loss stays finite, the weights are lost."""
+    x = X.copy()
+    x[77, 2] = np.nan
+    monitor = kt.callbacks.Monitor(stop=True)
+    model = network(activation="relu")
+    with pytest.warns(UserWarning, match="nan_in_data"):
+        model.fit(monitor.watch(x, Y), epochs=3, callbacks=[monitor], verbose=0)
+    assert np.isnan(monitor.bad_batch[0]).sum() == 1
+    assert monitor.bad_step[0] == 0
+    assert len(model.history.history["loss"]) == 1
+
+
 def test_a_training_that_blows_up():
     monitor = kt.callbacks.Monitor()
     model = network(keras.optimizers.SGD(1e30), "linear")

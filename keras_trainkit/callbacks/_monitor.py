@@ -141,13 +141,8 @@ class Monitor(keras.callbacks.Callback):
     def _bad(self, batch: int, evidence: str, severity: str) -> None:
         """Keep what a bad step had, and say so."""
         self.bad_step = self._epoch, batch
-        if self._watched is not None and batch < len(self._watched.given):
-            self.bad_batch = take(self._watched.data, self._watched.given[batch])
-        nan_in_batch = self.bad_batch is not None and not all(
-            np.isfinite(array).all()
-            for array in keras.tree.flatten(self.bad_batch)
-            if array.dtype.kind == "f"
-        )
+        self.bad_batch = self._given(batch)
+        nan_in_batch = not _finite(self.bad_batch)
         self.bad_layer = self._first_bad_layer()
         where = f"epoch {self._epoch}, batch {batch}"
         if self.bad_layer is not None:
@@ -182,7 +177,27 @@ class Monitor(keras.callbacks.Callback):
                 return layer.name
         return None
 
+    def _given(self, batch: int) -> tuple | None:
+        """A batch of this epoch, where `watch` gave it out."""
+        if self._watched is None or batch >= len(self._watched.given):
+            return None
+        return take(self._watched.data, self._watched.given[batch])
+
+    def _check_weights(self) -> None:
+        """Look for weights that the loss does not show to be broken.
+
+        TensorFlow's ReLU makes 0 of NaN, so the loss can stay finite while the weights
+        in front of it are lost.
+        """
+        sync_state(self.model)
+        if self.bad_step is not None or _finite(self.model.get_weights()):
+            return
+        batches = range(self._count)
+        broken = (batch for batch in batches if not _finite(self._given(batch)))
+        self._bad(next(broken, self._count - 1), "weights are not finite", "error")
+
     def on_epoch_end(self, epoch, logs=None):
+        self._check_weights()
         for name, value in (logs or {}).items():
             self._curves.setdefault(name, []).append(float(value))
         for finding in curve_findings(self._curves):
@@ -207,6 +222,15 @@ class Monitor(keras.callbacks.Callback):
         warnings.warn(f"{finding}. {finding.remedy}", stacklevel=2)
         if self.stop and finding.severity == "error":
             self.model.stop_training = True
+
+
+def _finite(arrays: Any) -> bool:
+    """Whether all numbers in arrays are finite."""
+    return all(
+        np.isfinite(array).all()
+        for array in keras.tree.flatten(arrays)
+        if array is not None and array.dtype.kind == "f"
+    )
 
 
 class _Watched(keras.utils.PyDataset):
