@@ -481,9 +481,10 @@ def test_the_folded_model_trains(rng):
 
 def test_real_networks():
     # With all that the architectures of keras.applications are made of.
-    network = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None)
-    result = fold(randomize_norms(network))
-    assert (len(result.folded), result.kept) == (52, {})
+    if keras.backend.backend() == "tensorflow":  # the same graph on each, slow to build
+        network = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None)
+        result = fold(randomize_norms(network))
+        assert (len(result.folded), result.kept) == (52, {})
     resnet = randomize_norms(kt.models.build_cifar_resnet((32, 32, 3), 10, depth=8))
     result = fold(resnet)
     assert result.kept == {}

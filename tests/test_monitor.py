@@ -70,16 +70,21 @@ def test_the_batch_with_nan_is_kept(shuffle):
 
 
 def test_nan_that_the_loss_does_not_show():
-    """TensorFlow's ReLU makes 0 of NaN: the loss stays finite, the weights are lost."""
+    """A ReLU may make 0 of NaN: the loss stays finite, the weights are lost."""
+
+    def relu(z):
+        return keras.ops.where(z > 0, z, 0.0)
+
     x = X.copy()
     x[77, 2] = np.nan
     monitor = kt.callbacks.Monitor(stop=True)
-    model = network(activation="relu")
+    model = network(activation=relu)
     with pytest.warns(UserWarning, match="nan_in_data"):
         model.fit(monitor.watch(x, Y), epochs=3, callbacks=[monitor], verbose=0)
     assert np.isnan(monitor.bad_batch[0]).sum() == 1
     assert monitor.bad_step[0] == 0
-    assert len(model.history.history["loss"]) == 1
+    (loss,) = model.history.history["loss"]
+    assert np.isfinite(loss)
 
 
 def test_a_training_that_blows_up():

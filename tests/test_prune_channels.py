@@ -196,6 +196,8 @@ def test_channels_that_are_zero_are_not_missed(make, tmp_path):
     ],
 )
 def test_applications(name, size):
+    if name != "MobileNetV2" and keras.backend.backend() != "tensorflow":
+        pytest.skip("the same graph on each backend, and slow to build")
     build = getattr(keras.applications, name)
     options = {"weights": None, "classes": 10, "classifier_activation": None}
     model = randomize(build(input_shape=(size, size, 3), **options))

@@ -186,8 +186,8 @@ class Monitor(keras.callbacks.Callback):
     def _check_weights(self) -> None:
         """Look for weights that the loss does not show to be broken.
 
-        TensorFlow's ReLU makes 0 of NaN, so the loss can stay finite while the weights
-        in front of it are lost.
+        A ReLU can make 0 of NaN (TensorFlow's does on some CPUs): the loss stays finite
+        while the weights before it are lost.
         """
         sync_state(self.model)
         if self.bad_step is not None or _finite(self.model.get_weights()):
