@@ -95,6 +95,12 @@ class Fit:
         callbacks = self._list and self._list()
         return list(callbacks.callbacks) if callbacks else []
 
+    def append(self, callback: keras.callbacks.Callback) -> None:
+        """Add a callback behind all others, for what is left of the call."""
+        callbacks = self._list and self._list()
+        if callbacks:
+            callbacks.callbacks.append(callback)
+
     def is_over(self) -> bool:
         """Whether the call has returned or raised, in any thread."""
         if self._list is None:

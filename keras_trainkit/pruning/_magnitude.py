@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import sync_state
+from keras_trainkit._keras.fitting import Fit
 from keras_trainkit._model.select import Selector
 from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import (
@@ -51,6 +52,10 @@ class MagnitudePruning(keras.callbacks.Callback):
     schedule gives there, the schedule starts at the first step of this fit. A pruned
     weight is zero for the pass and gets its gradient, so that an update that raises it
     over others at a pruning step brings it back.
+
+    Where `EarlyStopping(restore_best_weights=True)` puts weights back at the end that
+    were not pruned to the final sparsity, they are, and a warning says so; give it a
+    `start_from_epoch` after `end_step`.
 
     With `OneCycle` and the like it goes in any order; what trains must stay the same
     from the first epoch to the last, so that `GradualUnfreezing` needs a fit of its
@@ -139,12 +144,16 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._first_epoch = 0
         self._start = 0
         self._ticket: list[np.ndarray] | None = None
+        self._rewound: list[np.ndarray] = []
+        # Whether the last fit has made its final sparsity.
+        self._through = False
 
     def set_params(self, params: dict[str, Any] | None) -> None:
         """Check the length of the fit, as early as it is known."""
         super().set_params(params)
         fit_scope.make_room(self.model, self)
         self._targets, self._ticket, self._start = None, None, 0
+        self._through = False
         # All that the callbacks mean to train in this fit, sooner or later.
         self._trained = self.model.trainable_variables
         self._check_length(batches_seen(self.model), self.params["epochs"])
@@ -156,6 +165,16 @@ class MagnitudePruning(keras.callbacks.Callback):
 
         fit_scope.enter(self.model, self, undo, key=self._choices)
         watch_first_step(self.model, "optimizer", _REMEDY)
+
+    def on_train_begin(self, logs=None):
+        # `EarlyStopping` puts weights back when the training ends, wherever it is.
+        last = keras.callbacks.LambdaCallback(on_train_end=self._check_end)
+        fit = Fit(self)
+        if not any(
+            getattr(c, "keeps_sparsity_of", None) is self for c in fit.callbacks
+        ):
+            last.keeps_sparsity_of = self
+            fit.append(last)
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._targets is None:
@@ -186,8 +205,37 @@ class MagnitudePruning(keras.callbacks.Callback):
                 f"{self._template.end_step}: the model has not its final sparsity.",
                 stacklevel=2,
             )
-        elif self._ticket is not None:
-            self._rewind()
+            return
+        self._check_sparsity(self._targets)
+        if self._ticket is not None:
+            self._rewind(self._targets, self._ticket)
+        self._through = True
+
+    def _check_end(self, logs=None) -> None:
+        """Make sure that no other callback undid it when the training ended."""
+        through, self._through = self._through, False
+        if not through or self._targets is None:
+            return
+        if self._ticket is None:
+            self._check_sparsity(self._targets)
+        else:
+            self.model.set_weights(self._rewound)
+
+    def _check_sparsity(self, targets: Targets) -> None:
+        """Prune again if the weights are others than those that were pruned."""
+        if targets.have(self._sparsities(targets, self._template.end_step)):
+            return
+        variables = [kernel.variable for kernel in targets.kernels]
+        masks = self._find_masks(targets, self._template.end_step, nonzero(variables))
+        assign_masked(variables, masks)
+        warnings.warn(
+            "The weights at the end of the fit were not those that were pruned: a "
+            "callback such as EarlyStopping(restore_best_weights=True) put back "
+            "weights from before the last pruning step. They were pruned to the final "
+            "sparsity, and have not been trained since. Give EarlyStopping a "
+            "start_from_epoch after the last pruning step",
+            stacklevel=2,
+        )
 
     def _begin(self) -> None:
         optimizer = core_optimizer(self.model)
@@ -302,12 +350,12 @@ class MagnitudePruning(keras.callbacks.Callback):
         if step == self._rewind_to:
             self._ticket = [np.array(weight) for weight in self.model.get_weights()]
 
-    def _rewind(self) -> None:
-        assert self._targets is not None
-        variables = [kernel.variable for kernel in self._targets.kernels]
+    def _rewind(self, targets: Targets, ticket: list[np.ndarray]) -> None:
+        variables = [kernel.variable for kernel in targets.kernels]
         kept = [ops.not_equal(variable, 0) for variable in variables]
-        self.model.set_weights(self._ticket)
+        self.model.set_weights(ticket)
         assign_masked(variables, kept)
+        self._rewound = [np.array(weight) for weight in self.model.get_weights()]
 
 
 def _template(schedule, begin_step, end_step) -> Sparsity:
