@@ -47,9 +47,10 @@ runs = train(
 # Of the images that a calibrated model calls shirts with a probability of 0.7, seven of
 # ten are shirts. The expected calibration error (ECE) says how far off it is. Dividing
 # the logits by a temperature that the validation images like best repairs it, and
-# leaves the accuracy alone. What the mean of Monte Carlo samples does depends on the
-# network; here it calibrates as well as the temperature, others become less certain
-# than they should be.
+# leaves the accuracy alone. The mean of Monte Carlo samples is less sure than the
+# softmax. This softmax is too sure by about as much, so here the mean calibrates as
+# well as the temperature does. Where the softmax is not too sure, the mean is less
+# certain than it should be: see the guide, `docs/uncertainty.md`.
 
 # %%
 u = kt.uncertainty
