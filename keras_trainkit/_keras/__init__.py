@@ -182,8 +182,24 @@ def live_layers() -> list[keras.layers.Layer]:
     know its layer, and the layer's type determines which axes of a kernel are inputs.
     Tried on Keras 3.13 and 3.15.
     """
-    # `type`, because `isinstance` would trigger the import of lazy module objects.
-    return [o for o in gc.get_objects() if issubclass(type(o), keras.layers.Layer)]
+    # `type`, because `isinstance` would trigger the import of lazy module objects. One
+    # that is being made, or whose `__init__` raised, has no name or layers yet.
+    return [
+        o
+        for o in gc.get_objects()
+        if issubclass(type(o), keras.layers.Layer)
+        and {"name", "_layers"} <= set(vars(o))
+    ]
+
+
+def lora_base(layer: keras.layers.Layer) -> Any:
+    """The frozen kernel or table of a layer with LoRA; None without.
+
+    Setting `trainable` of the layer makes it train. Tried on Keras 3.15.
+    """
+    if not getattr(layer, "lora_enabled", False):
+        return None
+    return getattr(layer, "_embeddings", getattr(layer, "_kernel", None))
 
 
 def set_projection_option(layer: keras.layers.Layer, name: str, value: Any) -> None:

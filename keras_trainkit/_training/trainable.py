@@ -10,7 +10,7 @@ import numpy as np
 from keras.layers import Layer
 
 from keras_trainkit._checks import check_in_range, reject
-from keras_trainkit._keras import sublayers
+from keras_trainkit._keras import lora_base, sublayers
 from keras_trainkit._model.select import (
     Selector,
     check_all_used,
@@ -122,13 +122,26 @@ def set_trainable(model: keras.Model, chains: Iterable[Chain], value: bool) -> N
     restore_flags(flags)
 
 
+def without_parts_of(chains: Sequence[Chain], others: Iterable[Chain]) -> list[Chain]:
+    """The layers that share nothing with others, as a tied embedding does."""
+    theirs = {id(part) for *_, layer in others for part in sublayers(layer)}
+    return [chain for chain in chains if id(chain[-1]) not in theirs]
+
+
 def trainable_flags(model: keras.Model) -> dict[Layer, bool]:
     """What `trainable` is in a model and in all layers inside it."""
     return {layer: layer.trainable for layer in sublayers(model)}
 
 
 def restore_flags(flags: dict[Layer, bool]) -> None:
-    """Set `trainable` of each layer, outer ones first: Keras passes it on inwards."""
+    """Set `trainable` of each layer, outer ones first: Keras passes it on inwards.
+
+    The base of a layer with LoRA does not train, which Keras forgets.
+    """
     for layer, value in flags.items():
         if layer.trainable != value:
             layer.trainable = value
+    for layer in flags:
+        base = lora_base(layer)
+        if base is not None and base.trainable:
+            base.trainable = False

@@ -17,6 +17,7 @@ from keras_trainkit._training.optimizer import (
     same_variables,
     start_averages,
 )
+from keras_trainkit._training.several_optimizers import watch_first_step
 from keras_trainkit._training.trainable import (
     Chain,
     meant,
@@ -24,6 +25,11 @@ from keras_trainkit._training.trainable import (
     set_trainable,
     trainable_flags,
     weighted_layers,
+)
+
+_REMEDY = (
+    "`GradualUnfreezing` unfreezes what `model.optimizer` trains; otherwise call "
+    "`kt.transfer.freeze` before `compile`"
 )
 
 
@@ -113,6 +119,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         match_trainable(model)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
+        watch_first_step(model, "optimizer", _REMEDY)
 
     def on_epoch_begin(self, epoch, logs=None):
         before = self.model.trainable_variables
@@ -173,7 +180,8 @@ class GradualUnfreezing(keras.callbacks.Callback):
         return [(begins[c[-1]], c) for c in chains if c[-1] in begins]
 
     def _set_stage(self, epoch: float) -> None:
-        for value in (True, False):
+        # What is part of two layers trains as soon as one does.
+        for value in (False, True):
             chosen = [c for begin, c in self._begins if (begin <= epoch) == value]
             set_trainable(self.model, chosen, value)
 

@@ -1,6 +1,7 @@
 """Freeze and unfreeze layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -18,6 +19,7 @@ from keras_trainkit._training.trainable import (
     place,
     set_trainable,
     weighted_layers,
+    without_parts_of,
 )
 
 
@@ -41,13 +43,15 @@ def freeze(
             list of these.
         until: Freeze the layers before this one, which trains on: a layer or another
             selector; the number of layers to freeze, or to leave if negative; or the
-            fraction of the layers, as a float. Only layers with weights count.
+            fraction of the layers, as a float. Only layers with weights count. One that
+            is also part of a layer that trains on, such as a tied embedding, does too.
 
     Returns:
         The paths of the layers that are frozen now.
 
     Raises:
-        ValueError: If an argument is wrong or matches no layer.
+        ValueError: If an argument is wrong or matches no layer, or if all layers from
+            `until` on were frozen before, so that nothing would train.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -63,7 +67,10 @@ def freeze(
     elif layers is not None:
         reject("until", until, "None where `layers` is given")
     else:
-        chosen = chains[: place("until", until, chains)]
+        number = place("until", until, chains)
+        chosen = without_parts_of(chains[:number], chains[number:])
+        if number < len(chains) and model.trainable_variables:
+            _check_trains("until", until, model, chains[number:])
     return _set(model, chosen, False)
 
 
@@ -102,6 +109,15 @@ def unfreeze(
         norm = keras.layers.BatchNormalization
         chosen = [chain for chain in chosen if not isinstance(chain[-1], norm)]
     return _set(model, chosen, True)
+
+
+def _check_trains(name: str, value: Any, model: keras.Model, chains: list[Chain]):
+    trainable = {id(variable) for variable in model.trainable_variables}
+    owned = {id(variable) for *_, layer in chains for variable in layer.variables}
+    if not trainable & owned:
+        paths = ", ".join(repr(path_of(chain)) for chain in chains[:3])
+        expected = "before a layer that trains, or nothing would: unfreeze first what "
+        reject(name, value, f"{expected}is frozen in {paths}")
 
 
 def _set(model: keras.Model, chosen: list[Chain], value: bool) -> list[str]:
