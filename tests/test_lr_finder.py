@@ -783,3 +783,12 @@ def test_where_is_checked(data):
     with pytest.raises(ValueError, match="`where` must be None where `optimizer`"):
         kt.find_lr(model, *data, where="head", optimizer="optimizer")
     assert [layer.trainable for layer in model.layers[1:]] == [False, True]
+
+
+def test_a_progress_bar_names_its_phase(data, capsys):
+    kt.find_lr(_with_head(), *data, num_steps=60, confirm=2, verbose=1)
+    said = capsys.readouterr().out
+    assert "find_lr: range test from 1e-07 to 10, 60 steps" in said
+    assert said.count("find_lr: training at") == 2
+    kt.find_lr(_with_head(), *data, num_steps=20)
+    assert capsys.readouterr().out == ""

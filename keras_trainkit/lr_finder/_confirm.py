@@ -57,6 +57,7 @@ class _OneRate(RangeTest):
             keras.ops.cast(step, "float32"), rate
         )
         self.lrs = np.full(steps, rate)
+        self.phase = f"training at {rate:.3g}, {steps} steps"
 
     def loss(self) -> float:
         """The mean loss over the last quarter; infinite where it diverged."""

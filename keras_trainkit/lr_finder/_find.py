@@ -58,6 +58,7 @@ def find_lr(
     skip_start: int = 0,
     where: Selector | Sequence[Selector] | None = None,
     confirm: int | None = None,
+    verbose: int = 0,
 ) -> LRFinderResult:
     """Find the learning rate with a range test, and leave the model as it was.
 
@@ -101,6 +102,7 @@ def find_lr(
             of them train for half of `num_steps`, the better half for twice as long,
             and so on until one is left. What is compared is the mean loss over the last
             quarter of the steps.
+        verbose: 1 for a progress bar of each test, under the name of its phase.
 
     Returns:
         An `LRFinderResult`.
@@ -127,7 +129,7 @@ def find_lr(
     search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
     if where is not None and optimizer is not None:
         reject("where", where, "None where `optimizer` names one of several")
-    search.where = where
+    search.where, search.verbose = where, verbose
     test = {
         "scale": scale,
         "optimizer": optimizer,
@@ -189,6 +191,7 @@ class _Search:
         self._batch_size, self._seed = batch_size, seed
         self._data: FitData | None = FitData(*self._given)
         self.where: Any = None
+        self.verbose = 0
         # What yields its batches once.
         self.once = isinstance(x, Iterator)
 
@@ -214,8 +217,10 @@ class _Search:
             ):
                 # One step is one loss, also where a call runs many.
                 model.steps_per_execution = 1
+                if self.verbose:
+                    print(f"find_lr: {test.phase}")
                 with test.installed(model):
-                    self._fit(**options, callbacks=[Watch(test)], verbose=0)
+                    self._fit(**options, callbacks=[Watch(test)], verbose=self.verbose)
         except BaseException as error:
             # TensorFlow reports an error in the data as one of its own.
             if data.error is not None:

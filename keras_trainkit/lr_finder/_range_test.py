@@ -69,6 +69,7 @@ class RangeTest:
         self._stop_factor = stop_factor
         self._optimizer, self.monitor = optimizer, monitor
         self._movements: Movements | None = None
+        self.phase = f"range test from {low:.3g} to {high:.3g}, {count} steps"
         # The losses that the logs show.
         self.logged: list[float] = []
 
