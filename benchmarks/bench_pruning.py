@@ -3,6 +3,7 @@
     python benchmarks/bench_pruning.py steps
     python benchmarks/bench_pruning.py accuracy
     python benchmarks/bench_pruning.py channels
+    python benchmarks/bench_pruning.py importance
     python benchmarks/bench_pruning.py resnet
 
 `steps` takes epochs of 100 steps by turns of the plain model, the one that is pruned
@@ -226,6 +227,26 @@ def channels(seeds, epochs=6, batch=64):
         )
 
 
+def importance(seeds, epochs=3, batch=64):
+    """Accuracy right after the cut, without training, for each importance."""
+    x, y, x_test, y_test = data()
+    ratios, names = (0.25, 0.5), ("l1", "l2", "group_l2")
+    rows = []
+    for seed in range(seeds):
+        model = cnn(seed)
+        model.compile("adam", LOSS)
+        model.fit(x, y, batch, epochs, verbose=0)
+        for ratio in ratios:
+            for name in names:
+                cut = kt.pruning.prune_channels(model, ratio, importance=name)
+                rows.append(accuracy_of(cut.model, x_test, y_test))
+    found = np.array(rows).reshape(seeds, len(ratios), len(names))
+    print("| ratio | " + " | ".join(names) + " |")
+    for ratio, means, stds in zip(ratios, found.mean(0), found.std(0), strict=True):
+        cells = [f"{m:.1%} ± {s:.1%}" for m, s in zip(means, stds, strict=True)]
+        print(f"| {ratio:.0%} | " + " | ".join(cells) + " |")
+
+
 def resnet(rounds):
     model = kt.models.build_cifar_resnet()
     smaller = kt.pruning.prune_channels(model, 0.5)
@@ -240,16 +261,22 @@ def resnet(rounds):
         print(f"folded, batch 32, LiteRT: {litert_ratios(folded, rounds)[1]:.2f}")
 
 
+WHAT = {
+    "steps": steps,
+    "accuracy": accuracy,
+    "channels": channels,
+    "importance": importance,
+    "resnet": resnet,
+}
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["steps", "accuracy", "channels", "resnet"])
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    if options.what == "steps":
-        steps(options.rounds)
-    elif options.what == "resnet":
-        resnet(options.rounds)
+    if options.what in ("steps", "resnet"):
+        WHAT[options.what](options.rounds)
     else:
-        {"accuracy": accuracy, "channels": channels}[options.what](options.seeds)
+        WHAT[options.what](options.seeds)

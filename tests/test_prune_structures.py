@@ -286,3 +286,66 @@ def test_smaller_model_is_the_one_whose_channels_are_zero(make, tmp_path):
         assert np.abs(other).max() > 1e-3
         scale = np.abs(other).max()
         np.testing.assert_allclose(one / scale, other / scale, atol=2e-5)
+
+
+class OnTheItemsOf(layers.Layer):
+    """Reads the weights of a layer elsewhere, and has no config."""
+
+    def __init__(self, embedding):
+        super().__init__()
+        self.embedding = embedding
+
+    def call(self, x):
+        return ops.matmul(x, ops.transpose(self.embedding.embeddings))
+
+
+def test_weights_that_a_layer_of_ones_own_reads_stay():
+    x = keras.Input((5,), dtype="int32")
+    embedding = layers.Embedding(20, 8, name="items")
+    y = layers.Dense(6, name="first")(embedding(x))
+    y = layers.Dense(8, name="second")(y)
+    model = keras.Model(x, OnTheItemsOf(embedding)(y))
+    result = prune(model, 0.5)
+    assert len(result.channels["first"]) == 3
+    assert "is read by OnTheItemsOf" in result.kept["items"]
+    assert "feeds OnTheItemsOf" in result.kept["second"]
+    assert result.model(np.zeros((2, 5), "int32")).shape == (2, 5, 20)
+
+
+class Block(layers.Layer):
+    """A residual block of one's own, not registered."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.wide = layers.Dense(units, activation="relu", name="wide")
+        self.narrow = layers.Dense(4, name="narrow")
+
+    def build(self, shape):
+        self.wide.build(shape)
+        self.narrow.build((*shape[:-1], self.wide.units))
+
+    def call(self, x):
+        return x + self.narrow(self.wide(x))
+
+
+def test_layers_made_of_layers_are_opened(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(4, name="in"), Block(8), layers.Dense(2)]
+    )
+    model.layers[1].name = "block"
+    result = prune(randomize(model), 0.5)
+    assert len(result.channels["block/wide"]) == 4
+    assert len(result.channels["in"]) == len(result.channels["block/narrow"]) == 2
+    zero = prune(model, 0.0).model
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    expected = ops.convert_to_numpy(model(x))
+    # Neither needs the class of the block.
+    for copy in (zero, save_and_load(zero, tmp_path)):
+        found = ops.convert_to_numpy(copy(x))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert save_and_load(result.model, tmp_path)(x).shape == (3, 2)
+    # The paths of what is inside select as they do in the model.
+    assert len(prune(model, 0.5, exclude="block/wide").channels["block/wide"]) == 8
+    # Where a layer is given, the layers must be those of the model.
+    with pytest.raises(ValueError, match="'in' feeds Block 'block', which is left"):
+        prune(model, 0.5, exclude=model.layers[-1])

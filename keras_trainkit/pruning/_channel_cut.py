@@ -23,8 +23,19 @@ def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
     def left(numbers: Numbers) -> np.ndarray:
         return np.array([root not in gone for root in channels.roots(numbers)], bool)
 
+    def is_cut(layer) -> bool:
+        """Whether a layer is made anew; what stays as it is, is copied live."""
+        if layer in channels.changes:
+            return True
+        widths = channels.widths.get(layer, {}).values()
+        along = [numbers for every, _ in widths for numbers in every]
+        for weight in getattr(layer, "weights", []):
+            if id(weight) in channels.slices:
+                along += channels.slices[id(weight)].axes.values()
+        return not all(left(numbers).all() for numbers in along)
+
     def replacement(layer):
-        if inner_model(layer) or not _is_cut(layer, channels):
+        if inner_model(layer) or not is_cut(layer):
             return None
         new = _remade(layer)
         change = channels.changes.get(layer)
@@ -56,23 +67,13 @@ def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
 
     copy, pairs = rebuild(model, replacement, input_shape)
     for old, new in pairs.items():
-        if not isinstance(old, keras.Model) and _is_cut(old, channels):
+        if not isinstance(old, keras.Model) and is_cut(old):
             _set_weights(old, new, channels, left)
     return copy
 
 
 def _called(layer: Any, args: tuple, kwargs: dict) -> Any:
     return layer(*args, **kwargs)
-
-
-def _is_cut(layer: Any, channels: Channels) -> bool:
-    return (
-        layer in channels.widths
-        or layer in channels.changes
-        or any(
-            id(weight) in channels.slices for weight in getattr(layer, "weights", [])
-        )
-    )
 
 
 def _set_weights(old: Any, new: Any, channels: Channels, left) -> None:

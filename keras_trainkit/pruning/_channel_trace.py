@@ -40,8 +40,13 @@ def described(layer: Any) -> str:
     return f"{type(layer).__name__} {layer.name!r}"
 
 
-def trace(model: keras.Model) -> Channels:
-    """The channels of a Functional or built Sequential model."""
+def trace(model: keras.Model, closed: dict[str, str] | None = None) -> Channels:
+    """The channels of a Functional or built Sequential model.
+
+    Args:
+        model: The model.
+        closed: For the path of a layer made of layers why it could not be opened up.
+    """
     channels, graph = Channels(), read(model)
     lays: dict[int, Lay] = {}
 
@@ -52,7 +57,9 @@ def trace(model: keras.Model) -> Channels:
     for call in graph.calls:
         taken = [lay(edge) for edge in call.inputs]
         channels.layers.setdefault(call.layer, call.path)
-        for edge, out in zip(call.outputs, follow(channels, call, taken), strict=True):
+        why = (closed or {}).get(call.path)
+        outs = follow(channels, call, taken, f" ({why})" if why else "")
+        for edge, out in zip(call.outputs, outs, strict=True):
             lays[id(edge)] = out
     for x, edge in graph.entries:
         # A model that is used twice takes in channels alike.
@@ -63,10 +70,23 @@ def trace(model: keras.Model) -> Channels:
         for edge in call.outputs:
             if edge.is_output:
                 channels.only(lay(edge), [], "is an output")
+        if rule_of(call.layer) is None:
+            _keep_weights(channels, call.layer)
     return channels
 
 
-def follow(channels: Channels, call: Call, taken: list[Lay]) -> list[Lay]:
+def _keep_weights(channels: Channels, layer: Any) -> None:
+    """Keep what a layer that is left whole reads of another layer's weights."""
+    for weight in getattr(layer, "weights", []):
+        found = channels.slices.get(id(weight))
+        for numbers in found.axes.values() if found else ():
+            why = f"is read by {described(layer)}, which is left whole"
+            channels.keep(numbers, why)
+
+
+def follow(
+    channels: Channels, call: Call, taken: list[Lay], why: str = ""
+) -> list[Lay]:
     """What lies along the axes of a call's outputs."""
     found = rule_of(call.layer)
     out = found(channels, call, *taken) if found else None
@@ -76,7 +96,7 @@ def follow(channels: Channels, call: Call, taken: list[Lay]) -> list[Lay]:
             return outs
     what = described(call.layer)
     for lay in taken:
-        channels.only(lay, [], f"feeds {what}, which is left whole")
+        channels.only(lay, [], f"feeds {what}, which is left whole{why}")
     return [(f"comes from {what}",) * len(edge.shape) for edge in call.outputs]
 
 

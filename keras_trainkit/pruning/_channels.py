@@ -16,6 +16,7 @@ from keras_trainkit._checks import (
 from keras_trainkit._model.compare import random_inputs
 from keras_trainkit._model.flops import count_flops, flops
 from keras_trainkit._model.graph import check_graph
+from keras_trainkit._model.opening import open_up
 from keras_trainkit._model.select import (
     Selector,
     chains,
@@ -28,7 +29,7 @@ from keras_trainkit._table import Report, Table
 from keras_trainkit.pruning import _channel_ops, _channel_rules  # noqa: F401
 from keras_trainkit.pruning._channel_cut import cut
 from keras_trainkit.pruning._channel_groups import Channels, Numbers
-from keras_trainkit.pruning._channel_trace import trace
+from keras_trainkit.pruning._channel_trace import rule_of, trace
 from keras_trainkit.pruning._importance import IMPORTANCES, Scores, score
 
 _REPETITIONS = 10
@@ -116,9 +117,12 @@ def prune_channels(
 
     With a channel goes everything that depends on it: the weights that read it in the
     layers behind, its bias, its normalization, the channels that an Add brings together
-    with it, its place in a Concatenate or behind a Flatten. What cannot be cut is left
-    whole and listed. Train the result for a few epochs: it is made of plain layers,
-    smaller and faster everywhere, and its accuracy has suffered.
+    with it, its place in a Concatenate or behind a Flatten. Layers made of layers, such
+    as a residual block of your own, are opened up if their `call` can be traced (not
+    where a layer itself is given in `exclude` or `ratio`, or the importance is
+    `"taylor"` or a function). What cannot be cut is left whole and listed. Train the
+    result for a few epochs: it is smaller and faster everywhere, and its accuracy has
+    suffered.
 
     Args:
         model: A built Sequential or Functional model; it is not changed.
@@ -202,8 +206,12 @@ def prune_channels(
     every = list(chains(model))
     check_all_used("exclude", every, excluded)
     check_all_used("ratio", every, list(ratios))
+    closed: dict[str, str] = {}
+    if isinstance(importance, str) and importance != "taylor":
+        model, closed = _opened(model, [*excluded, *ratios])
+        every = list(chains(model))
     around = {id(chain[-1]): chain for chain in every}
-    channels = trace(model)
+    channels = trace(model, closed)
     for layer, numbers in channels.outputs.items():
         if selected(around[id(layer)], excluded):
             channels.keep(numbers, "is excluded")
@@ -243,6 +251,21 @@ def prune_channels(
         },
         kept=_kept(channels),
     )
+
+
+def _opened(
+    model: keras.Model, selectors: list[Selector]
+) -> tuple[keras.Model, dict[str, str]]:
+    """Open up layers that are made of layers, and why others stay whole."""
+    if any(isinstance(selector, keras.layers.Layer) for selector in selectors):
+        # The layers of a copy are not those that were given.
+        return model, {}
+    types = tuple(selector for selector in selectors if isinstance(selector, type))
+
+    def is_opened(layer) -> bool:
+        return rule_of(layer) is None and not isinstance(layer, types)
+
+    return open_up(model, is_opened)
 
 
 def _check_ratio(
