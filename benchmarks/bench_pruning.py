@@ -242,6 +242,7 @@ def importance(seeds, epochs=3, batch=64):
                 rows.append(accuracy_of(cut.model, x_test, y_test))
     found = np.array(rows).reshape(seeds, len(ratios), len(names))
     print("| ratio | " + " | ".join(names) + " |")
+    print("|---" * (len(names) + 1) + "|")
     for ratio, means, stds in zip(ratios, found.mean(0), found.std(0), strict=True):
         cells = [f"{m:.1%} ± {s:.1%}" for m, s in zip(means, stds, strict=True)]
         print(f"| {ratio:.0%} | " + " | ".join(cells) + " |")
