@@ -154,3 +154,31 @@ def test_bad_arguments_are_refused():
             fit(model, *callbacks)
         for a, b in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+class Nudge(keras.callbacks.Callback):
+    """Changes a kernel behind the optimizer's back."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        kernel = self.model.layers[0].kernel
+        kernel.assign(kernel * np.linspace(1, 2, kernel.shape[0])[:, None])
+
+
+def test_a_fit_that_loses_its_clusters_raises():
+    with pytest.raises(RuntimeError, match="lost its clusters"):
+        fit(mlp(), Nudge(), kt.quantization.Clustering(4))
+
+
+def test_pruned_clustered_and_quantized_in_one_fit():
+    model = mlp()
+    for layer in model.layers:
+        kernel, *rest = layer.get_weights()
+        layer.set_weights([np.where(np.abs(kernel) < 0.2, 0, kernel), *rest])
+    zeros = [w == 0 for w in model.get_weights() if w.ndim == 2]
+    model = kt.quantization.quantize_aware(model)
+    fit(model, kt.quantization.Clustering(5, preserve_sparsity=True))
+    for layer, zero in zip(model.layers, zeros, strict=True):
+        rounded = keras.ops.convert_to_numpy(layer.rounded_kernels()["_kernel"])
+        assert zero.mean() > 0.1
+        np.testing.assert_array_equal(rounded[zero], 0)
+        assert max(len(np.unique(unit)) for unit in rounded.T) <= 5

@@ -26,6 +26,8 @@ from keras_trainkit._training.optimizer import (
 from keras_trainkit.pruning import MagnitudePruning
 from keras_trainkit.quantization._centroids import INITIALIZATIONS, cluster
 
+# Rounding lets the entries of a cluster differ, in units of the largest entry.
+_SPREAD = 1e-3
 _EXPECTED = "a built model with trainable kernels to cluster"
 
 
@@ -61,6 +63,7 @@ class Clustering(keras.callbacks.Callback):
         ValueError: If an argument is wrong; in `fit`, before the first step, if there
             is no trainable kernel to cluster, `MagnitudePruning` is in the same fit, or
             another callback freezes layers.
+        RuntimeError: At the end of `fit`, if a kernel has lost its clusters or zeros.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -138,8 +141,24 @@ class Clustering(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         fit_scope.close(self.model)
+        self._check_kept()
         # Averages of the optimizer may have come in place of the weights.
         self._set_to_means()
+
+    def _check_kept(self) -> None:
+        """Raise unless each kernel has its clusters and, if asked for, its zeros."""
+        for kernel, labels, moves in self._labels:
+            values = _array(kernel.variable).ravel()
+            ends = np.full((2, len(moves)), np.inf)
+            np.minimum.at(ends[0], labels, values)
+            np.minimum.at(ends[1], labels, -values)
+            # A cluster that does not move is that of the zeros.
+            spread = np.where(moves > 0, -ends[1] - ends[0], np.maximum(*-ends))
+            if spread.max() > _SPREAD * np.abs(values).max():
+                raise RuntimeError(
+                    f"{kernel.variable.path} lost its clusters in the fit: something "
+                    "other than the optimizer changed it"
+                )
 
     def _begin(self) -> None:
         optimizer = core_optimizer(self.model)
