@@ -1,5 +1,6 @@
 """Export to ONNX."""
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -22,8 +23,14 @@ from keras_trainkit.export._files import (
     whole_file,
 )
 from keras_trainkit.export._inference import Inference, input_specs, plain_operations
+from keras_trainkit.export._onnx_int8 import integer_weights
 from keras_trainkit.export._onnx_torch import convert_torch
 from keras_trainkit.export._remedies import describe
+from keras_trainkit.quantization._layer import (
+    as_constants,
+    check_trained,
+    quantized_layers,
+)
 from keras_trainkit.uncertainty._mc_graph import mc_graph
 
 _CONVERT = """
@@ -31,6 +38,8 @@ from keras_trainkit.export._onnx import convert
 convert(model, sys.argv[2])
 """
 _OPSET = 18
+# What rounding to int8 may change of an output, relative to the largest.
+_ROUNDING = 0.05
 
 
 def to_onnx(
@@ -51,6 +60,10 @@ def to_onnx(
 
     The file's inputs and outputs are the model's in the same order, its batch size is
     open. Layers that compute in bfloat16 compute in float32 there.
+
+    A model from `kt.quantization.quantize_aware` becomes a file with `QuantizeLinear`
+    and `DequantizeLinear` around its operations and int8 kernels, which onnxruntime
+    computes in int8; its conversion runs in TensorFlow on every backend.
 
     Args:
         model: A built Sequential or Functional model.
@@ -78,6 +91,9 @@ def to_onnx(
     if mc_samples is not None:
         model = mc_graph(model, mc_samples, mc_seed, mc_task)
     input_specs(model)  # Raises for strings.
+    quantized = bool(quantized_layers(model))
+    if quantized:
+        check_trained(model)
     x = random_inputs(model)
     with whole_file(path, ".onnx") as target:
         ways = _ways(model, target)
@@ -85,7 +101,9 @@ def to_onnx(
             try:
                 way()
                 _check_ops(model, target)
-                check_same(model, onnx_runner(target), x, "The file")
+                # A value between two steps may be rounded either way.
+                at_least = _ROUNDING if quantized else 0.0
+                check_same(model, onnx_runner(target), x, "The file", at_least)
                 break
             except RuntimeError:
                 if way is ways[-1]:
@@ -96,9 +114,13 @@ def to_onnx(
 def _ways(model: keras.Model, target: Path) -> list[Callable[[], None]]:
     """The conversions to try, one after the other."""
     ways: list[Callable[[], None]] = [functools.partial(convert, model, target)]
-    if keras.backend.backend() != "jax":
-        return ways
     elsewhere = functools.partial(convert_elsewhere, model, target, "ONNX", _CONVERT)
+    backend = keras.backend.backend()
+    if backend != "tensorflow" and quantized_layers(model):
+        # tf2onnx alone knows fake quantization.
+        return [elsewhere]
+    if backend != "jax":
+        return ways
     return [*(ways if importlib.util.find_spec("jax2onnx") else []), elsewhere]
 
 
@@ -107,7 +129,9 @@ def convert(model: keras.Model, target: str | os.PathLike) -> None:
     specs = input_specs(model)
     backend = keras.backend.backend()
     strange = []
-    with plain_operations(model, ("bfloat16",)), converting("ONNX"):
+    trained = bool(quantized_layers(model))
+    constants = as_constants(model) if trained else contextlib.nullcontext()
+    with plain_operations(model, ("bfloat16",)), constants, converting("ONNX"):
         if backend == "tensorflow":
             strange = _convert_tensorflow(model, specs, Path(target))
         elif backend == "torch":
@@ -118,6 +142,8 @@ def convert(model: keras.Model, target: str | os.PathLike) -> None:
             )
     if strange:
         reject("model", model.name, describe(model, "ONNX", strange))
+    if trained:
+        integer_weights(Path(target))
 
 
 def _convert_tensorflow(
