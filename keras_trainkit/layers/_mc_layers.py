@@ -200,6 +200,13 @@ class MCAttention(AlwaysOn, keras.layers.Attention):
 
     Arguments and call arguments are those of that layer; `training` is ignored.
 
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.ones((2, 3, 4), "float32")
+        >>> y = kt.layers.MCAttention(dropout=0.5, seed=0)([x, x])
+        >>> tuple(y.shape)
+        (2, 3, 4)
+
     Reference:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
         arXiv:1506.02142.
@@ -213,6 +220,13 @@ class MCAdditiveAttention(AlwaysOn, keras.layers.AdditiveAttention):
     """`keras.layers.AdditiveAttention` that drops at inference too.
 
     Arguments and call arguments are those of that layer; `training` is ignored.
+
+    Examples:
+        >>> import numpy as np, keras_trainkit as kt
+        >>> x = np.ones((2, 3, 4), "float32")
+        >>> y = kt.layers.MCAdditiveAttention(dropout=0.5, seed=0)([x, x])
+        >>> tuple(y.shape)
+        (2, 3, 4)
 
     Reference:
         Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
