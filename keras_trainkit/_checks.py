@@ -5,9 +5,10 @@ that it can be used in an assignment. Errors say what was expected and end in
 `Received: name=value`.
 """
 
+import contextlib
 import math
 import operator
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import keras
@@ -108,6 +109,28 @@ def check_built(model: Any) -> None:
     """Raise unless `model` is a built Keras model."""
     if not isinstance(model, keras.Model) or not model.built:
         reject_model(model, "a built Keras model")
+
+
+@contextlib.contextmanager
+def refusing(name: str, value: Any, expected: str) -> Iterator[None]:
+    """Turns an error from inside a model into the one that names an argument.
+
+    One in this package's wording is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = str(error).startswith("`") and "Received: " in str(error)
+        if ours or isinstance(error, MemoryError):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # Keras names the layer in the first line and the reason in the next.
+        reason = f"{type(error).__name__}: {' '.join(lines[:2])[:200]}"
+        shapes = keras.tree.map_structure(np.shape, value)
+        received = f"{type(value).__name__} of shape {shapes}"
+        raise ValueError(
+            f"`{name}` must be {expected} ({reason}). Received: {name}={received}"
+        ) from error
 
 
 def reject_model(model: Any, expected: str) -> NoReturn:

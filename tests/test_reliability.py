@@ -199,6 +199,20 @@ BAD_CALLS = {
     "reducible, NaN": lambda: kt.schedules.Reducible(
         kt.schedules.Constant(0.1), (1.0, np.nan, 0, 0)
     ),
+    "sequential, a number": lambda: kt.schedules.Sequential(3, [5]),
+    "sequential, boundaries": lambda: kt.schedules.Sequential(
+        [kt.schedules.Constant(0.1)], 5
+    ),
+    "warm-up, an array": lambda: kt.schedules.Warmup(np.ones(3), 5),
+    "momentum, a number": lambda: kt.callbacks.OneCycle(0.1, momentum=0.9),
+    "momentum, text": lambda: kt.callbacks.OneCycle(0.1, momentum=("a", "b")),
+    "piecewise, a number": lambda: kt.callbacks.PiecewiseConstantSchedule(1, [0.1]),
+    "piecewise, no values": lambda: kt.callbacks.PiecewiseConstantSchedule([1], 3),
+    "prune once, no model": lambda: kt.pruning.prune_once(None, 0.5),
+    "fold, rank": lambda: kt.folding.fold_batch_norm(learner(), X[0]),
+    "fold, text": lambda: kt.folding.fold_batch_norm(learner(), np.array(["a"])),
+    "signal, text": lambda: kt.diagnostics.signal_report(learner(), np.array(["a"])),
+    "signal, targets": lambda: kt.diagnostics.signal_report(learner(), X, Y[:3]),
     "one cycle, an array": lambda: kt.schedules.OneCycle(0.1, 100, anneal=ARRAY),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import refusing, reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model.inputs import random_inputs as random_inputs
 
@@ -35,7 +35,8 @@ def check_same(
     shapes = [np.shape(part) for part in keras.tree.flatten(x)]
     if not shapes or not all(shape and shape[0] for shape in shapes):
         reject("x", shapes or x, "inputs of the model with at least one row")
-    before = outputs(model, x)
+    with refusing("x", x, "inputs that the model takes"):
+        before = outputs(model, x)
     error = distance(before, outputs(copy, x))
     tolerance = max(tolerance_of(model), at_least)
     if error > tolerance:
@@ -46,6 +47,8 @@ def check_same(
         noise = distance(before, outputs(model, rounded))
         tolerance = min(max(tolerance, 30 * noise), 100 * tolerance)
     if not error <= tolerance:
+        if not all(np.isfinite(part).all() for part in before):
+            reject("x", shapes, "inputs for which the outputs of the model are finite")
         raise RuntimeError(
             f"{what}'s outputs differ by {error:.1e} of the largest, more than "
             f"rounding explains ({tolerance:.0e}); the model was not changed"

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_trainkit._checks import refusing
 from keras_trainkit._keras import call_name, patched
 from keras_trainkit._model.kinds import channels_first
 from keras_trainkit._training.as_fit import step_as_fit
@@ -62,7 +63,8 @@ def outputs(
 
             name = "activation" if inner else call_name(layer)
             stack.enter_context(_tapped(layer, name, keep))
-        model(keras.tree.map_structure(text_as_tensor, x), training=training)
+        with refusing("x", x, "inputs that the model takes"):
+            model(keras.tree.map_structure(text_as_tensor, x), training=training)
     return [(layer, np.concatenate(arrays)) for (layer, _), arrays in seen.items()]
 
 

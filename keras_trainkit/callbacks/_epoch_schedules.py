@@ -7,7 +7,7 @@ import keras
 from keras.optimizers.schedules import ExponentialDecay, PiecewiseConstantDecay
 
 from keras_trainkit import schedules
-from keras_trainkit._checks import check_positive, reject
+from keras_trainkit._checks import check_items, check_positive, reject
 from keras_trainkit._types import Schedule
 from keras_trainkit.callbacks._automatic_rate import automatic_rate
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
@@ -205,8 +205,14 @@ class PiecewiseConstantSchedule(_EpochSchedule):
 
     def __init__(self, boundaries: Sequence[float], values: Sequence[float]):
         super().__init__()
-        self.boundaries = [check_positive("boundaries", b) for b in boundaries]
-        self.values = [check_positive("values", value) for value in values]
+        self.boundaries = [
+            check_positive("boundaries", boundary)
+            for boundary in check_items("boundaries", boundaries, "a list of epochs")
+        ]
+        self.values = [
+            check_positive("values", value)
+            for value in check_items("values", values, "a list of rates")
+        ]
         if sorted(set(self.boundaries)) != self.boundaries:
             reject("boundaries", boundaries, "in increasing order")
         if len(self.values) != len(self.boundaries) + 1:

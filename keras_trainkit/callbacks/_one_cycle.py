@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_trainkit import schedules
-from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._checks import (
+    check_in_range,
+    check_integer,
+    check_items,
+    check_positive,
+    reject,
+)
 from keras_trainkit.callbacks._automatic_rate import automatic_rate
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
 from keras_trainkit.lr_finder import LRFinderResult
@@ -102,11 +108,7 @@ class OneCycle(ScheduleCallback):
         if total_steps is not None:
             check_integer("total_steps", total_steps, minimum=2)
         self.total_steps = total_steps
-        self.momentum = None if momentum is None else tuple(momentum)
-        if self.momentum is not None and not (
-            len(self.momentum) == 2 and 0 <= self.momentum[0] <= self.momentum[1] < 1
-        ):
-            reject("momentum", momentum, "a pair (base, max) with 0 <= base <= max < 1")
+        self.momentum = None if momentum is None else _check_momentum(momentum)
         self._shape: dict[str, Any] = {
             "pct_start": pct_start,
             "anneal": anneal,
@@ -161,3 +163,15 @@ class OneCycle(ScheduleCallback):
             if optimizer.momentum == 0:
                 return {"least_momentum": self.momentum[1]}
         return {}
+
+
+def _check_momentum(momentum: Any) -> tuple[float, ...]:
+    expected = "a pair (base, max) with 0 <= base <= max < 1"
+    pair = tuple(check_items("momentum", momentum, expected))
+    if len(pair) != 2:
+        reject("momentum", momentum, expected)
+    for value in pair:
+        check_in_range("momentum", value, 0, 1, closed="left")
+    if pair[0] > pair[1]:
+        reject("momentum", momentum, expected)
+    return pair

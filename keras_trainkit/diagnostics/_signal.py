@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainkit._checks import check_built, reject
+from keras_trainkit._checks import check_built, refusing, reject
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.as_fit import batch_as_fit, step_as_fit
 from keras_trainkit._training.batches import batches_of, is_arrays
@@ -150,7 +150,8 @@ def signal_report(
         arrays = outputs(model, batch[0], leaves(model), training=training)
     if gradients is None:
         backward = batch[1] is not None
-    norms, updates = _backward(model, batch) if backward else ({}, {})
+    with refusing("y", batch[1], "targets of `x` that the model's loss takes"):
+        norms, updates = _backward(model, batch) if backward else ({}, {})
     widths = Counter(layer for layer, _ in arrays)
     signals = tuple(
         LayerSignal(

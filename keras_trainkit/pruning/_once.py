@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_trainkit._checks import check_built
 from keras_trainkit._model.graph import copy_model
 from keras_trainkit._model.select import Selector
 from keras_trainkit.pruning._targets import find_targets, make_rule
@@ -53,6 +54,7 @@ def prune_once(
         Networks (2015), arXiv:1506.02626.
     """
     rule = make_rule(sparsity, scope, pattern, include, exclude, block_pooling)
+    check_built(model)
     pruned = copy_model(model)
     # Found in the model itself, whose layers the selectors may be.
     targets = find_targets(model, rule)

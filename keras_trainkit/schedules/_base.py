@@ -57,7 +57,8 @@ def serialize(schedule: Schedule) -> dict:
 
 def deserialize(config: Any) -> Schedule:
     """The schedule of a config; a schedule is returned as it is."""
-    if isinstance(config, LearningRateSchedule):
+    # `check_schedule` refuses what is neither.
+    if not isinstance(config, dict) or "class_name" not in config:
         return config
     return keras.saving.deserialize_keras_object(config)
 

@@ -9,6 +9,7 @@ from keras import ops
 from keras_trainkit._checks import (
     check_in_range,
     check_integer,
+    check_items,
     reject,
 )
 from keras_trainkit._types import Schedule, Tensor
@@ -135,7 +136,7 @@ class _Several(LearningRateSchedule):
     def __init__(self, schedules: Sequence[Schedule]):
         self.schedules = [
             _base.check_schedule("schedules", _base.deserialize(schedule))
-            for schedule in schedules
+            for schedule in check_items("schedules", schedules, "a list of schedules")
         ]
         if not self.schedules:
             reject("schedules", schedules, "at least one schedule")
@@ -166,9 +167,8 @@ class Sequential(_Several):
 
     def __init__(self, schedules: Sequence[Schedule], boundaries: Sequence[int]):
         super().__init__(schedules)
-        self.boundaries = (
-            check_increasing("boundaries", boundaries) if len(boundaries) else []
-        )
+        items = check_items("boundaries", boundaries, "a list of steps")
+        self.boundaries = check_increasing("boundaries", items) if items else []
         if len(self.boundaries) != len(self.schedules) - 1:
             expected = f"one fewer than the {len(self.schedules)} schedules"
             reject("boundaries", boundaries, expected)
