@@ -15,9 +15,11 @@ from keras_trainkit._keras import (
     moving_averages,
     set_inner_optimizer,
     set_saved_optimizer,
+    step_counter,
     sublayers,
     updated_variables,
 )
+from keras_trainkit._keras.fitting import rate_variables
 from keras_trainkit._training.fit_scope import end_if_over
 from keras_trainkit._types import Schedule
 
@@ -140,6 +142,29 @@ def install(
         set_saved_optimizer(model, optimizer)
     # The compiled step refers to the old one; None makes `fit` build a new step.
     model.train_function = None
+
+
+def save_like(
+    optimizer: keras.optimizers.Optimizer, original: keras.optimizers.Optimizer
+) -> None:
+    """Let an optimizer's state be saved as that of the one it is a copy of.
+
+    Keras saves the config of the optimizer given to `compile` with the variables of
+    `model.optimizer`, and loads none where the counts differ: a schedule has no
+    variable for its rate.
+    """
+    core = getattr(optimizer, "inner_optimizer", optimizer)
+
+    def save_own_variables(store):
+        variables = list(optimizer.variables)
+        counter = step_counter(core)
+        place = next(i for i, v in enumerate(variables) if v is counter) + 1
+        variables[place:place] = rate_variables(original)
+        for i, variable in enumerate(variables):
+            store[str(i)] = keras.ops.convert_to_numpy(variable)
+
+    # Not by `setattr`, which Keras watches.
+    vars(optimizer)["save_own_variables"] = save_own_variables
 
 
 def fresh_copy(model: keras.Model) -> keras.optimizers.Optimizer:

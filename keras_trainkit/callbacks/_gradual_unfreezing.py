@@ -43,6 +43,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
     `fit(initial_epoch=...)` resume in the right stage. A frozen BatchNorm runs in
     inference mode.
 
+    A `.keras` file written meanwhile has the state of the whole optimizer. So that it
+    can be loaded, all layers that the optimizer knows are trainable in it: go on from
+    it with this callback, and `initial_epoch`.
+
     It goes with `kt.callbacks.OneCycle`, the schedules and `kt.optimizers.layerwise` in
     any order. An optimizer that was built while some of these layers were frozen is
     exchanged for a copy that knows them, state included, which stays in the model.
@@ -119,6 +123,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         match_trainable(model)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
+        self._write_files_of_all(model, trainable_flags(model))
         watch_first_step(model, "optimizer", _REMEDY)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -154,7 +159,26 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if not self._training:
             fit_scope.close(self.model)
 
+    def _write_files_of_all(self, model: keras.Model, known: dict[Layer, bool]) -> None:
+        """Let files say that all trains that the optimizer has slots for.
+
+        Keras builds the optimizer of a file for what trains there, and loads no state
+        where the counts differ.
+        """
+
+        def get_config():
+            now = trainable_flags(model)
+            restore_flags(known)
+            try:
+                return type(model).get_config(model)
+            finally:
+                restore_flags(now)
+
+        # Not by `setattr`, which Keras watches.
+        vars(model)["get_config"] = get_config
+
     def _undo(self) -> None:
+        vars(self.model).pop("get_config", None)
         self._restore_optimizer()
         if not self._training:
             restore_flags(self._before)

@@ -13,8 +13,10 @@ from keras_trainkit._keras import batch_count, loss_tracker, sync_state
 from keras_trainkit._training.optimizer import (
     batches_seen,
     converted,
+    core_optimizer,
     install,
     own_class,
+    save_like,
     set_optimizer,
 )
 from keras_trainkit._training.several_optimizers import (
@@ -94,8 +96,10 @@ class RangeTest:
         """Lets an optimizer follow the rate."""
         if name == "optimizer":
             # `as_it_was` puts the user's back.
+            original = core_optimizer(model)
             rate = Delay(Lambda(self._rate), batches_seen(model))
             install(model, with_schedules(model, rate), rewrap=True)
+            save_like(model.optimizer, original)
             yield
             return
         original = optimizer_named(model, name)
