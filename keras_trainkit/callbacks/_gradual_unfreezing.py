@@ -178,7 +178,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         vars(model)["get_config"] = get_config
 
     def _undo(self) -> None:
-        vars(self.model).pop("get_config", None)
+        self.model.__dict__.pop("get_config", None)
         self._restore_optimizer()
         if not self._training:
             restore_flags(self._before)
