@@ -257,10 +257,13 @@ def front(result: Any, ax: "Axes | None" = None) -> "Axes":
 
     Examples:
         >>> import keras_trainkit as kt
-        >>> result = kt.compress(model, x, y, validation_data=(x_val, y_val),
-        ...                      max_bytes=100_000)  # doctest: +SKIP
+        >>> result = kt.compress(
+        ...     model, x, y, validation_data=(x_val, y_val), max_bytes=100_000
+        ... )  # doctest: +SKIP
         >>> ax = kt.plots.front(result)  # doctest: +SKIP
     """
+    from matplotlib.ticker import LogLocator, ScalarFormatter
+
     ax = ax or _new_axes()
     kilobytes = [one.bytes / 1e3 for one in result.front]
     metrics = [one.metric for one in result.front]
@@ -274,10 +277,16 @@ def front(result: Any, ax: "Axes | None" = None) -> "Axes":
             name,
             (one.bytes / 1e3, one.metric),
             textcoords="offset points",
-            xytext=(6, -12),
+            # The original is the largest: to its left there is room.
+            xytext=(-8, -14) if one is result.original else (6, -14),
+            ha="right" if one is result.original else "left",
             color=colour,
         )
     ax.set(xscale="log", xlabel="kB", ylabel="metric")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter("")
+    ax.margins(y=0.1)
     ax.legend()
     ax.grid(alpha=0.3)
     return ax
