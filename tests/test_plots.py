@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -262,3 +264,19 @@ def test_regression_band_shows_the_true_values():
     ax = kt.plots.regression_band([0.0, 2.0, 1.0], mc, y=[1.0, 2.0, 3.0])
     assert ax.get_legend_handles_labels()[1][-1] == "true"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+
+
+def test_front_has_its_labels_inside():
+    def candidate(size, metric):
+        return SimpleNamespace(bytes=size, metric=metric)
+
+    original, first, last = map(candidate, (99_600, 31_800, 17_000), (0.9, 0.91, 0.88))
+    result = SimpleNamespace(front=[first, last], original=original, chosen=last)
+    ax = kt.plots.front(result)
+    ax.figure.canvas.draw()
+    assert {text.get_text() for text in ax.texts} == {"original, float32", "chosen"}
+    box = ax.get_window_extent()
+    for text in ax.texts:
+        extent = text.get_window_extent()
+        assert box.x0 <= extent.x0
+        assert extent.x1 <= box.x1
