@@ -136,7 +136,6 @@ def interrupts(count):
     calls = {
         "find_lr": lambda: kt.find_lr(model, X, Y, num_steps=30, batch_size=8),
         "mc_predict": lambda: kt.uncertainty.mc_predict(model, X, num_samples=64),
-        "find_batch_size": lambda: kt.find_batch_size(model, X, Y, max_batch_size=16),
         "signal_report": lambda: kt.diagnostics.signal_report(model, X, Y),
         "fold_batch_norm": lambda: kt.folding.fold_batch_norm(model, X),
     }
