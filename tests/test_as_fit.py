@@ -117,3 +117,38 @@ def test_a_model_without_targets_has_gradients_where_they_are_asked_for(rng):
     assert line.gradient_norm == pytest.approx(wanted, rel=1e-5)
     (batched,) = report_of(model, [(x,), (x,)], gradients=True).layers
     assert batched.gradient_norm == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.fixture
+def texts(rng):
+    words = np.array(["a" * n for n in rng.integers(1, 9, 64)])
+    return words, np.array([[len(word)] * 2 for word in words], "float32")
+
+
+def plain():
+    """The same model, with Keras's `fit`."""
+    inputs = keras.Input((1,))
+    dense = layers.Dense(2, kernel_initializer="ones", name="dense")
+    model = keras.Model(inputs, dense(inputs))
+    model.compile(keras.optimizers.Adam(0.1), "mse", metrics=["mae"])
+    return model
+
+
+def test_batch_size_and_check_up_of_a_fit_that_preprocesses(texts):
+    words, y = texts
+    x, y = y[:, :1].copy(), np.sin(y)
+    noise = kt.batch_size.gradient_noise_scale(lengths(), words, y, small_batch=2)
+    same = kt.batch_size.gradient_noise_scale(plain(), x, y, small_batch=2)
+    assert noise.noise_scale == pytest.approx(same.noise_scale, rel=1e-4)
+    found = kt.find_batch_size(lengths(), words, y, small_batch=2, max_batch_size=16)
+    assert found.batch_sizes.tolist() == [16]
+    report = kt.diagnostics.check_up(lengths(), words, y, epochs=1)
+    assert report.skipped == {}
+    assert report.rounds >= 1
+
+
+def test_monitor_of_a_fit_that_preprocesses(texts):
+    words, y = texts
+    monitor = kt.callbacks.Monitor(words[:8])
+    lengths().fit(words, y, callbacks=[monitor], verbose=0)
+    assert monitor.findings == ()

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._training.as_fit import batch_as_fit
 from keras_trainkit._training.batches import batch_of, take, training_arrays
 from keras_trainkit._training.recording import recorded_gradients
 
@@ -107,12 +108,14 @@ def gradient_noise_scale(
     if count < 2:
         expected = f"at least {2 * large} rows for batches of {small}"
         reject("x", min(rows, max_rows), expected)
+    order = np.random.default_rng(seed).permutation(rows)[: count * large]
+    data = batch_as_fit(model, *batch_of(data, order))
     if not model.built:
         model(take(data[0], slice(0, 1)))
-    order = np.random.default_rng(seed).permutation(rows)[: count * large]
     squares = np.empty((count, 2))
     with recorded_gradients(model) as gradients:
-        for place, chosen in enumerate(order.reshape(count, _TOGETHER, small)):
+        batches = np.arange(count * large).reshape(count, _TOGETHER, small)
+        for place, chosen in enumerate(batches):
             squares[place] = _squared_norms(
                 gradients(*batch_of(data, some)) for some in chosen
             )

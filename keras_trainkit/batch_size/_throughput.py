@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_trainkit._training.as_fit import batch_as_fit, step_as_fit
 from keras_trainkit._training.batches import batch_of
 from keras_trainkit._training.optimizer import fresh_copy, install
 from keras_trainkit._training.state import as_it_was
@@ -55,13 +56,13 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def _seconds(model: keras.Model, data: tuple, rows: np.ndarray) -> float:
-    batch = batch_of(data, rows)
+    batch = batch_as_fit(model, *batch_of(data, rows))
     taken = []
     with as_it_was(model):
         install(model, fresh_copy(model), rewrap=True)
         for _ in range(_WARM_UP + _TIMED):
             start = time.perf_counter()
             # The loss comes back as a number, so the step is over.
-            model.train_on_batch(*batch)
+            step_as_fit(model, *batch)
             taken.append(time.perf_counter() - start)
     return float(np.median(taken[_WARM_UP:]))

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_trainkit._checks import check_integer, check_positive, reject
 from keras_trainkit._keras import sync_state
+from keras_trainkit._training.as_fit import batch_as_fit
 from keras_trainkit._training.batches import columns, is_arrays
 from keras_trainkit._training.recording import leaves, outputs
 from keras_trainkit._training.state import as_it_was
@@ -165,9 +166,8 @@ class Monitor(keras.callbacks.Callback):
         if self.bad_batch is not None:
             with as_it_was(model):
                 model.set_weights(self._weights)
-                x = keras.tree.map_structure(
-                    keras.ops.convert_to_tensor, self.bad_batch[0]
-                )
+                x, *_ = batch_as_fit(model, *self.bad_batch)
+                x = keras.tree.map_structure(keras.ops.convert_to_tensor, x)
                 found = outputs(model, x, leaves(model), training=True)
             for layer, array in found:
                 if not np.isfinite(array).all():
@@ -206,6 +206,7 @@ class Monitor(keras.callbacks.Callback):
         if x is not None and epoch % self.every == 0 and self.bad_step is None:
             sync_state(self.model)
             with as_it_was(self.model):
+                x, *_ = batch_as_fit(self.model, x)
                 for finding in unit_findings(self.model, x):
                     self._found(finding)
 

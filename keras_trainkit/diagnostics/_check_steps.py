@@ -16,7 +16,8 @@ from keras_trainkit.diagnostics._finding import Finding
 from keras_trainkit.diagnostics._probe import neighbours_agree
 from keras_trainkit.diagnostics._subject import Subject
 from keras_trainkit.diagnostics._trial import Run, Trial, penalty
-from keras_trainkit.lr_finder import LRFinderResult, find_lr
+from keras_trainkit.lr_finder import LRFinderResult
+from keras_trainkit.lr_finder._find import find_in_fit
 
 _FEWEST, _MOST, _RANGE_TEST, _ONE_BATCH = 60, 200, 100, 150
 # The loss over the reference: below the first a training gets on, above the second it
@@ -123,14 +124,15 @@ def _look_closer(results: Results) -> None:
     """Another rate, one batch alone, and the data without the network."""
     subject, trial = results.subject, results.trial
     trial.reset()
-    results.found = find_lr(
-        subject.model,
-        subject.x,
-        subject.y,
-        sample_weight=subject.weights,
-        num_steps=_RANGE_TEST,
-        batch_size=subject.batch_size,
-        seed=subject.seed,
+    fit = {
+        "x": subject.x,
+        "y": subject.y,
+        "sample_weight": subject.weights,
+        "class_weight": None,
+        "batch_size": subject.batch_size,
+    }
+    results.found = find_in_fit(
+        subject.model, fit, num_steps=_RANGE_TEST, seed=subject.seed
     )
     rate, own = results.found.suggestion, results.rate
     if rate is None and own and own < _TINY:

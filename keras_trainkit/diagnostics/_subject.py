@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import sublayers
+from keras_trainkit._training.as_fit import batch_as_fit, has_own_fit
 from keras_trainkit._training.batches import (
     as_array,
     batches_of,
@@ -80,11 +81,13 @@ def subject_of(
     if not isinstance(model, keras.Model) or not model.compiled:
         reject("model", getattr(model, "name", model), "a compiled Keras model")
     if is_arrays(x):
-        if y is None:
+        if y is None and not has_own_fit(model):
             reject("y", None, "given where x is an array")
         size = 32 if batch_size is None else batch_size
         check_integer("batch_size", size, minimum=1)
         x, y, weights = map(columns, (x, y, sample_weight))
+        if has_own_fit(model):
+            x, y, weights = _some_rows((x, y, weights), seed)
     else:
         for name, value in (("y", y), ("sample_weight", sample_weight)):
             if value is not None:
@@ -92,7 +95,19 @@ def subject_of(
         (x, y, weights), size = _gathered(x)
     _check_rows((x, y, weights))
     validation = None if validation_data is None else _pair(validation_data)
+    # From here on all is as the training step sees it.
+    x, y, weights = batch_as_fit(model, x, y, weights)
+    if validation is not None:
+        validation = batch_as_fit(model, *validation)[:2]
     return Subject(model, x, y, weights, validation, size, seed)
+
+
+def _some_rows(data: tuple, seed: int) -> tuple:
+    """No more than what is looked at, since it takes time to preprocess them."""
+    _check_rows(data)
+    rows = len(keras.tree.flatten(data[0])[0])
+    order = np.random.default_rng(seed).permutation(rows)[:_MOST_ROWS]
+    return take(data, np.sort(order))
 
 
 def _pair(data: Any) -> tuple:

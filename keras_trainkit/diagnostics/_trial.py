@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainkit._training.as_fit import step_as_fit
 from keras_trainkit._training.optimizer import core_optimizer, install, own_schedule
 from keras_trainkit.diagnostics._subject import Subject, has_batch_norm, take
 from keras_trainkit.optimizers._scheduled import with_schedules
@@ -144,7 +145,7 @@ class Trial:
 
     def step(self, x, y, weights=None) -> None:
         """One step of the optimizer."""
-        self.subject.model.train_on_batch(x, y, sample_weight=weights)
+        step_as_fit(self.subject.model, x, y, weights)
 
     def loss(self, x, y) -> float:
         """The compiled loss without penalties.

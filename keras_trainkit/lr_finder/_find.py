@@ -140,18 +140,25 @@ def find_lr(
     return _searched(search, min_lr, max_lr, num_steps, confirm, test)
 
 
-def find_in_fit(model: keras.Model, fit: dict[str, Any]) -> LRFinderResult:
+def find_in_fit(
+    model: keras.Model,
+    fit: dict[str, Any],
+    num_steps: int | None = None,
+    seed: int = 0,
+) -> LRFinderResult:
     """`find_lr` on the data of a fit that is beginning.
 
     Args:
         model: The model.
         fit: The arguments of Keras's own `fit`, which a `fit` of the model's own may
             have prepared: they go to Keras's.
+        num_steps: As in `find_lr`.
+        seed: As in `find_lr`.
     """
     names = ("x", "y", "batch_size", "sample_weight", "class_weight")
     given = {name: fit[name] for name in names}
-    search = _Search(model, **given, seed=0, own_fit=False)
-    return _searched(search, MIN_LR, MAX_LR, None, None, {})
+    search = _Search(model, **given, seed=seed, own_fit=False)
+    return _searched(search, MIN_LR, MAX_LR, num_steps, None, {})
 
 
 def _searched(search, min_lr, max_lr, num_steps, confirm, test) -> LRFinderResult:
