@@ -276,7 +276,7 @@ def _check(
         x = random_inputs(model)
     else:
         x = random_inputs(_stand_in(specs))
-    run = LiteRTRunner(path)
+    run = LiteRTRunner(path, delegate=quantization not in _CALIBRATED)
     names = [spec.name for spec in flat]
 
     def of_file(x):

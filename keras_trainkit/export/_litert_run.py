@@ -17,13 +17,16 @@ class LiteRTRunner:
 
     Args:
         path: The file.
+        delegate: Whether XNNPACK may run it. It is faster, but ends the process on some
+            int8 files with squeeze and excitation (LiteRT 2.3.0, a double free).
 
     Raises:
         ImportError: If ai-edge-litert is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.interpreter: Any = _interpreter_class()(model_path=str(path))
+    def __init__(self, path: str | os.PathLike, delegate: bool = True):
+        options = {} if delegate else _without_delegate()
+        self.interpreter: Any = _interpreter_class()(model_path=str(path), **options)
         inputs = self.interpreter.get_input_details()
         outputs = self.interpreter.get_output_details()
         self._inputs = {d["name"]: d for d in inputs}
@@ -111,6 +114,13 @@ def _named_error():
             f"LiteRT cannot run the file, which has an operation without a kernel of "
             f'this kind (quantization="int8" has the most): {error}'
         ) from None
+
+
+def _without_delegate() -> dict[str, Any]:
+    from ai_edge_litert.interpreter import OpResolverType
+
+    resolver = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    return {"experimental_op_resolver_type": resolver}
 
 
 def _interpreter_class():
