@@ -101,7 +101,7 @@ def test_check_damaged_data(files, tmp_path, fails_in_one_line):
         ({"x": np.ones((40, 6, 6, 1), complex)}, "finite real numbers in x"),
         ({"y": np.int64(1)}, "as many y"),
         ({"x": np.float32(1)}, "x of shape (rows, 6, 6, 1)"),
-        ({"x": np.ones((0, 6, 6, 1)), "y": np.ones(0)}, "as many y"),
+        ({"x": np.ones((0, 6, 6, 1)), "y": np.ones(0)}, "x of shape (rows, 6, 6, 1)"),
     ],
 )
 def test_deploy_data_that_makes_no_sense(

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 import keras_trainkit as kt
-from keras_trainkit.cli._inputs import first_line, load_data, load_model
+from keras_trainkit.cli._inputs import (
+    check_weights,
+    first_line,
+    load_data,
+    load_model,
+)
 from keras_trainkit.cli._output import CommandError
 
 _NOT_REACHED = 3
@@ -59,6 +64,7 @@ def run_compress(
     if out.exists() and not force:
         raise CommandError(f"{out} is there already; --force replaces it")
     model = load_model(model_path, loss, compile=True)
+    check_weights(model_path, model)
     x, y = load_data(data_path, model)
     validation = load_data(validation_path, model)
     if max_drop is None and max_kb is None:

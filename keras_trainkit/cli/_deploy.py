@@ -11,7 +11,12 @@ import numpy as np
 import keras_trainkit as kt
 from keras_trainkit._model.graph import is_graph
 from keras_trainkit._training.batches import num_rows, take
-from keras_trainkit.cli._inputs import first_line, load_data, load_model
+from keras_trainkit.cli._inputs import (
+    check_weights,
+    first_line,
+    load_data,
+    load_model,
+)
 from keras_trainkit.cli._output import CommandError, whole_folder
 
 _CALIBRATION_ROWS = 200
@@ -90,6 +95,7 @@ def run_deploy(
         raise CommandError('deploy needs ai-edge-litert: pip install "ai-edge-litert"')
     plan.check()
     model = load_model(model_path, plan.loss, compile=plan.train is not None)
+    check_weights(model_path, model)
     x, y = load_data(data_path, model)
     training = None if plan.train is None else load_data(plan.train, model)
     with whole_folder(out, force) as folder:
@@ -244,6 +250,7 @@ def run_inspect(model_path: Path) -> None:
         )
     if not model.weights:
         raise CommandError(f"{model_path} holds no weights: nothing to fold or prune")
+    check_weights(model_path, model)
     try:
         _print_savings(model)
     except (ValueError, RuntimeError) as error:

@@ -32,6 +32,10 @@ def load_model(path: Path, loss: str | None = None, compile: bool = False) -> An
     except Exception as error:
         # A file from elsewhere can fail in any way; safe mode stays on.
         raise CommandError(f"{path} cannot be loaded: {first_line(error)}") from None
+    if not model.built:
+        raise CommandError(
+            f"{path} holds a model that is not built: call it on some data, then save"
+        )
     if loss is not None:
         try:
             model.compile(model.optimizer or "adam", keras.losses.get(loss))
@@ -43,6 +47,13 @@ def load_model(path: Path, loss: str | None = None, compile: bool = False) -> An
             "--loss sparse_categorical_crossentropy"
         )
     return model
+
+
+def check_weights(path: Path, model: keras.Model) -> None:
+    """Raise if a model has weights that are not finite."""
+    for weight in model.weights:
+        if not _is_finite(keras.ops.convert_to_numpy(weight)):
+            raise CommandError(f"{path} holds NaN or infinity in {weight.path}")
 
 
 def load_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray]:
@@ -80,10 +91,11 @@ def load_data(path: Path, model: keras.Model) -> tuple[Any, Any]:
     for name, tensor in zip(x_names, inputs.values(), strict=True):
         _check(path, name, arrays[name], tensor, rows)
     for name in y_names:
-        if not arrays[name].ndim or len(arrays[name]) != rows or not rows:
+        _check_numbers(path, name, arrays[name])
+        if not arrays[name].ndim or len(arrays[name]) != rows:
             raise CommandError(
-                f"{path} must have as many {name} as there are rows of x, {rows} > 0; "
-                f"it has {arrays[name].shape}"
+                f"{path} must have as many {name} as there are rows of x, {rows}; it "
+                f"has {arrays[name].shape}"
             )
     kinds = [tensor.dtype for tensor in inputs.values()]
     flat = [arrays[n].astype(k) for n, k in zip(x_names, kinds, strict=True)]
@@ -118,10 +130,21 @@ def _check(path: Path, name: str, array: np.ndarray, tensor: Any, rows: int) -> 
         raise CommandError(
             f"{path} must have {name} of shape ({sizes}); it has {array.shape}"
         )
-    if array.dtype.kind not in "biuf":
-        raise CommandError(f"{path} must have numbers in {name}, not {array.dtype}")
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise CommandError(f"{path} has values in {name} that are not finite numbers")
+    _check_numbers(path, name, array)
+
+
+def _check_numbers(path: Path, name: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "biuf" or not _is_finite(array):
+        raise CommandError(
+            f"{path} must have finite real numbers in {name}; it has {array.dtype}"
+            + (" with NaN or infinity" if array.dtype.kind == "f" else "")
+        )
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    # float16's relatives (bfloat16, float8) are of kind "V", and NumPy's isfinite
+    # knows them; integers and keys of generators have nothing to check.
+    return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
 
 
 def first_line(error: Exception) -> str:
