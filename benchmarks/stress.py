@@ -4,7 +4,7 @@
     python benchmarks/stress.py files --count 1000
 
 Prints a row for each; exits with 1 if one found a fault. docs/reliability.md has the
-figures, and tests/test_reliability.py runs a small part of each.
+figures.
 """
 
 import argparse
