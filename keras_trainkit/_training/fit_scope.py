@@ -192,6 +192,25 @@ def enter(
     return scope
 
 
+def check_trained(model: keras.Model, variables: list, verb: str) -> None:
+    """Raise, with all changes undone, if a fit no longer trains what it began with.
+
+    Args:
+        model: The model.
+        variables: What it trained at the beginning; empty if it was not built then.
+        verb: What the callback does, such as "prune".
+    """
+    now = model.trainable_variables
+    if variables and [*map(id, now)] != [*map(id, variables)]:
+        close(model)
+        reject(
+            "trainable_variables",
+            [variable.path for variable in now],
+            f"the same {len(variables)} throughout a fit that {verb}s (after "
+            f"GradualUnfreezing, {verb} in a fit of its own)",
+        )
+
+
 def close(model: keras.Model) -> None:
     """Undo whatever callbacks changed for the length of a fit."""
     scope = vars(model).get(_NAME)

@@ -17,7 +17,6 @@ from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import (
     batches_seen,
     core_optimizer,
-    same_variables,
 )
 from keras_trainkit._training.several_optimizers import watch_first_step
 from keras_trainkit._types import Tensor
@@ -184,7 +183,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         if batch == 0:
             # Not before: `BackupAndRestore` loads when the training begins, and others
             # exchange the optimizer or freeze layers when an epoch does.
-            self._check_trained()
+            fit_scope.check_trained(self.model, self._trained, "prune")
             if self._targets is None:
                 self._begin()
 
@@ -270,17 +269,6 @@ class MagnitudePruning(keras.callbacks.Callback):
         vars(optimizer)["apply"] = apply
         scope.renew_step(self, (key, apply))
         self._keep_ticket()
-
-    def _check_trained(self) -> None:
-        now = self.model.trainable_variables
-        if self._trained and not same_variables(now, self._trained):
-            fit_scope.close(self.model)
-            reject(
-                "trainable_variables",
-                [variable.path for variable in now],
-                f"the same {len(self._trained)} throughout a fit that prunes (after "
-                "GradualUnfreezing, prune in a fit of its own)",
-            )
 
     def _find_start(self, targets: Targets, seen: int, epoch: int) -> int:
         """The count of batches at which the schedule began, or begins."""

@@ -20,7 +20,6 @@ from keras_trainkit._model.select import (
 from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import (
     core_optimizer,
-    same_variables,
     start_averages,
 )
 from keras_trainkit.pruning import MagnitudePruning
@@ -124,20 +123,9 @@ class Clustering(keras.callbacks.Callback):
         # Not before: `BackupAndRestore` loads when the training begins, and others
         # exchange the optimizer or freeze layers when an epoch does.
         if batch == 0:
-            self._check_trained()
+            fit_scope.check_trained(self.model, self._trained, "cluster")
             if "apply" not in vars(core_optimizer(self.model)):
                 self._begin()
-
-    def _check_trained(self) -> None:
-        now = self.model.trainable_variables
-        if self._trained and not same_variables(now, self._trained):
-            fit_scope.close(self.model)
-            reject(
-                "trainable_variables",
-                [variable.path for variable in now],
-                f"the same {len(self._trained)} throughout a fit that clusters (after "
-                "GradualUnfreezing, cluster in a fit of its own)",
-            )
 
     def on_train_end(self, logs=None):
         fit_scope.close(self.model)
