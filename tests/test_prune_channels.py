@@ -364,7 +364,7 @@ def test_what_cannot_be_cut_is_listed():
         "last": "is an output",
     }
     assert [len(k) for k in result.channels.values()] == [6, 4, 5, 2]
-    assert "first: whole, feeds Own" in result.summary()
+    assert "kept first: feeds Own" in result.summary()
 
 
 @pytest.mark.parametrize(
