@@ -236,7 +236,7 @@ def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
     What a file says of a layer inside another is what the config of the outer one says.
     """
     for chain in [(model,), *((model, *rest) for rest in chains(model))]:
-        outer = next((layer for layer in chain if not is_graph(layer)), chain[-1])
+        outer = next((x for x in chain if not _lists_layers(x)), chain[-1])
         for kernel in chosen:
             if kernel.layer is not chain[-1] or outer is kernel.layer:
                 continue
@@ -248,6 +248,14 @@ def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
                     f"its {path!r}: give that layer its `kernel_{role}` where it is "
                     f"made, or leave it out by `where`. Received: {role}={value!r}"
                 )
+
+
+def _lists_layers(layer) -> bool:
+    """Whether a model's config has those of its layers.
+
+    A Functional subclass may have a config of its own instead, as KerasHub's have.
+    """
+    return is_graph(layer) and "layers" in layer.get_config()
 
 
 def _is_in_config(kernel: Kernel, chain, outer, role: str) -> bool:

@@ -178,6 +178,24 @@ def test_what_the_file_would_lose_is_refused_and_nothing_changes():
     assert float(block.inner.kernel_regularizer.l1) == pytest.approx(0.01)
     assert kt.regularizers.apply(model, kernel="l2", where="plain") == ["plain/kernel"]
 
+    class Backbone(keras.Model):
+        """A Functional model whose config has its arguments alone."""
+
+        def __init__(self, units):
+            inputs = keras.Input((3,))
+            outputs = keras.layers.Dense(units, name="inside")(inputs)
+            super().__init__(inputs, outputs)
+            self.units = units
+
+        def get_config(self):
+            return {"units": self.units}
+
+    backbone = Backbone(2)
+    for whole in (backbone, keras.Sequential([keras.Input((3,)), backbone])):
+        with pytest.raises(ValueError, match=r"the config of Backbone .*inside'"):
+            kt.regularizers.apply(whole, kernel="l2")
+        assert not whole.losses
+
     class Own(keras.Model):
         def __init__(self):
             super().__init__()
