@@ -394,8 +394,8 @@ def test_compress_errors_are_one_line(trained, tmp_path, capsys):
     np.savez(tmp_path / "words.npz", x=np.full((60, 6, 6, 1), "a"), y=np.zeros(60))
     for data, expected in (
         ("cut.npz", "is not an .npz file with arrays x and y"),
-        ("nan.npz", "values in x that are not finite numbers"),
-        ("words.npz", "must have numbers in x"),
+        ("nan.npz", "must have finite real numbers in x"),
+        ("words.npz", "must have finite real numbers in x"),
         ("few.npz", "`x` must be at least 50 rows"),
         ("none.npz", "there is no file"),
     ):
