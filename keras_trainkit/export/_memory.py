@@ -24,6 +24,10 @@ def run():
         for given in interpreter.get_input_details():
             interpreter.resize_tensor_input(given["index"], [rows, *given["shape"][1:]])
         interpreter.allocate_tensors()
+        # Memory that nobody has set may hold tokens beyond the embedding.
+        for given in interpreter.get_input_details():
+            zeros = np.zeros([rows, *given["shape"][1:]], given["dtype"])
+            interpreter.set_tensor(given["index"], zeros)
         interpreter.invoke()
         return interpreter
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
