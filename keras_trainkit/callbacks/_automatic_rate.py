@@ -1,4 +1,4 @@
-"""A rate that is found on the data of the fit that is beginning."""
+"""Find a learning rate on the data of the fit that is about to start."""
 
 import json
 import os
@@ -15,15 +15,15 @@ RATE_FILE = "keras_trainkit_rate.json"
 
 
 def automatic_rate(callback: Any, argument: str, rule: str) -> float:
-    """The rate for the fit in which a callback is being set up.
+    """Find the rate for the fit whose callback is being set up.
 
-    It becomes `callback.found`, and is part of the backups of the fit. The model is as
-    it was afterwards.
+    The result is stored in `callback.found` and in the backups of the fit. The model
+    is left unchanged.
 
     Args:
-        callback: The callback, with what it found before, which is kept.
+        callback: The callback; an earlier result in `found` is reused.
         argument: Which of its arguments is `"auto"`, for errors.
-        rule: `"suggestion"` or `"one_cycle"`: which of the rates.
+        rule: Which of the rates: `"suggestion"` or `"one_cycle"`.
     """
     if callback.found is not None:
         return _rate(callback.found, argument, rule)
@@ -46,7 +46,7 @@ def automatic_rate(callback: Any, argument: str, rule: str) -> float:
                 f"{fit['initial_epoch']}, which its line and its history show",
             )
         if isinstance(fit["x"], Iterator):
-            # Its batches would be missing in the training.
+            # The batches used here would be missing from the training.
             expected = f"a rate for data that can be read once; {instead}"
             reject(argument, "auto", expected)
         found = find_in_fit(callback.model, fit)
@@ -72,14 +72,14 @@ def _rate(found: LRFinderResult, argument: str, rule: str) -> float:
 
 
 def _backups(callbacks: Any) -> list[str]:
-    """The folders of `BackupAndRestore` and `Resumable`."""
+    """Return the folders of `BackupAndRestore` and `Resumable`."""
     callbacks = getattr(callbacks, "callbacks", callbacks)
     callbacks = callbacks if isinstance(callbacks, list | tuple) else [callbacks]
     return [one.backup_dir for one in callbacks if hasattr(one, "backup_dir")]
 
 
 def _goes_on(file: Path) -> bool:
-    """Whether there is a backup beside the rate: without one the training is new."""
+    """Whether a backup lies beside the rate; without one the training is new."""
     return file.exists() and any(other != file for other in file.parent.iterdir())
 
 

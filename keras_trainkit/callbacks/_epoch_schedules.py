@@ -17,20 +17,19 @@ LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
 
 class ApplySchedule(ScheduleCallback):
-    """Let the learning rate follow any schedule during `fit`.
+    """Make the learning rate follow any schedule during `fit`.
 
-    For a model that is compiled already, whatever its optimizer. The schedule's step 0
-    is the first batch of epoch 0. Afterwards the optimizer has its own learning rate
-    again.
+    Works on a compiled model with any optimizer. Step 0 of the schedule is the first
+    batch of epoch 0. After the fit, the optimizer has its own learning rate again.
 
     Args:
-        schedule: A `LearningRateSchedule`, of `kt.schedules` or Keras's, of the batch;
-            or `"auto"`, to find a rate before the first step as
+        schedule: A `LearningRateSchedule` from `kt.schedules` or Keras, counted in
+            batches; or `"auto"`, to find a rate before the first step as
             `kt.callbacks.OneCycle("auto")` does, and train with `found.suggestion`.
-        make: With `"auto"`, a function of the rate that returns the schedule, such as
+        make: With `"auto"`, a function from the rate to the schedule, such as
             `lambda rate: kt.schedules.Step(rate, 500)`; by default the rate is
             constant.
-        optimizer: Which optimizer, where a `train_step` uses several, as in
+        optimizer: Which optimizer, if a custom `train_step` uses several; as in
             `kt.callbacks.OneCycle`.
 
     Attributes:
@@ -71,7 +70,7 @@ class ApplySchedule(ScheduleCallback):
         self.found: LRFinderResult | None = None
 
     def set_params(self, params):
-        """Find the rate, if wanted, and let the optimizer follow the schedule."""
+        """Find the rate if it is `"auto"`, then install the schedule."""
         if self._finds:
             make = self.make or schedules.Constant
             rate = automatic_rate(self, "schedule", "suggestion")
@@ -79,7 +78,7 @@ class ApplySchedule(ScheduleCallback):
         super().set_params(params)
 
     def make_schedules(self, optimizer, steps_per_epoch):
-        """The schedule as it was given."""
+        """Return the schedule that the user passed."""
         return self.schedule, None
 
 
@@ -90,14 +89,14 @@ def _check(schedule: Any) -> Schedule:
 
 
 class _EpochSchedule(ScheduleCallback):
-    """A schedule in epochs, which changes at every step."""
+    """Base class: a schedule counted in epochs that changes at every step."""
 
     def in_steps(self, steps_per_epoch: int) -> Schedule:
-        """The schedule with steps for epochs."""
+        """Return the schedule in steps."""
         raise NotImplementedError
 
     def make_schedules(self, optimizer, steps_per_epoch):
-        """The schedule with the length of an epoch put in."""
+        """Return the schedule in steps, for epochs of this length."""
         if steps_per_epoch is None:
             raise ValueError(
                 f"{type(self).__name__} counts in epochs and cannot know how many "
@@ -110,10 +109,10 @@ class _EpochSchedule(ScheduleCallback):
 class ExponentialSchedule(_EpochSchedule):
     """Exponential scheduling: `initial * 0.1 ** (e / epochs)` after `e` epochs.
 
-    `e` counts parts of epochs too: the rate changes at every step.
+    `e` includes fractions of epochs: the rate changes at every step.
 
     Args:
-        initial: The learning rate at first.
+        initial: The initial learning rate.
         epochs: Epochs in which it falls to a tenth.
 
     Examples:
@@ -145,11 +144,11 @@ class ExponentialSchedule(_EpochSchedule):
 class PowerSchedule(_EpochSchedule):
     """Power scheduling: `initial / (1 + e / epochs) ** power` after `e` epochs.
 
-    `e` counts parts of epochs too: the rate changes at every step.
+    `e` includes fractions of epochs: the rate changes at every step.
 
     Args:
-        initial: The learning rate at first.
-        epochs: Epochs until `1 / 2 ** power` of it is left.
+        initial: The initial learning rate.
+        epochs: Epochs until the rate has fallen to `1 / 2 ** power` of `initial`.
         power: The exponent.
 
     Examples:
@@ -180,12 +179,12 @@ class PowerSchedule(_EpochSchedule):
 
 
 class PiecewiseConstantSchedule(_EpochSchedule):
-    """Constant learning rates that change at given epochs.
+    """Piecewise constant scheduling: the rate changes at given epochs.
 
     Args:
-        boundaries: Epochs at whose end the rate changes, increasing; parts of epochs
-            are rounded to a batch.
-        values: The rates, one more than the boundaries.
+        boundaries: Epochs after which the rate changes, increasing; fractions of epochs
+            are rounded to whole batches.
+        values: The rates, one more than there are boundaries.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -220,6 +219,6 @@ class PiecewiseConstantSchedule(_EpochSchedule):
 
     def in_steps(self, steps_per_epoch: int) -> Schedule:
         """Keras's `PiecewiseConstantDecay`."""
-        # There, the step of the boundary itself still has the rate before.
+        # In Keras's schedule the step at the boundary still has the earlier rate.
         last_steps = [round(b * steps_per_epoch) - 1 for b in self.boundaries]
         return PiecewiseConstantDecay(last_steps, self.values)

@@ -34,32 +34,33 @@ _REMEDY = (
 
 
 class GradualUnfreezing(keras.callbacks.Callback):
-    """Train the upper layers first, and let the lower ones join in, epoch by epoch.
+    """Train the upper layers first and unfreeze the lower ones epoch by epoch.
 
-    Nothing has to be compiled again: at the beginning of an epoch that unfreezes, Keras
-    traces the training step anew, and all goes on with the same optimizer, which has
-    the slots of every layer from the beginning. So what was training keeps its momentum
-    and its place on a schedule, and `keras.callbacks.BackupAndRestore` and
-    `fit(initial_epoch=...)` resume in the right stage. A frozen BatchNorm runs in
-    inference mode.
+    The model need not be compiled again: at the beginning of an epoch that unfreezes
+    layers, Keras retraces the training step, and training continues with the same
+    optimizer, which has slots for every layer from the start. Layers that were already
+    training keep their momentum and their position on a schedule, and
+    `keras.callbacks.BackupAndRestore` and `fit(initial_epoch=...)` resume at the right
+    stage. A frozen BatchNorm runs in inference mode.
 
-    A `.keras` file written meanwhile has the state of the whole optimizer. So that it
-    can be loaded, all layers that the optimizer knows are trainable in it: go on from
-    it with this callback, and `initial_epoch`.
+    A `.keras` file written during the fit has the state of the whole optimizer. To make
+    it loadable, all layers that the optimizer knows are trainable in it: resume from it
+    with this callback and `initial_epoch`.
 
-    It goes with `kt.callbacks.OneCycle`, the schedules and `kt.optimizers.layerwise` in
-    any order. An optimizer that was built while some of these layers were frozen is
-    exchanged for a copy that knows them, state included, which stays in the model.
+    It can be combined with `kt.callbacks.OneCycle`, the schedules and
+    `kt.optimizers.layerwise` in any order. An optimizer that was built while some of
+    these layers were frozen is replaced by a copy, state included, that knows them; the
+    copy stays in the model.
 
     Args:
-        schedule: A dict from epochs to what trains from then on: a layer, a type of
-            layers, a regular expression that matches the whole of a layer's name or
-            path, a function of a layer, a list of these; or, as in
+        schedule: A dict from an epoch to the layers that train from then on: a layer, a
+            layer type, a regular expression that matches the whole of a layer's name or
+            path, a function of a layer, or a list of these; or, as in
             `kt.transfer.unfreeze(since=)`, a number of layers (from the end if
-            negative) or a float, the fraction of them that stays frozen. Layers that
-            no entry means are frozen where there are numbers, and otherwise left as
-            they are. Or an integer: the epochs from each layer to the next below it,
-            the last one first.
+            negative) or a float, the fraction of them that stays frozen. Layers that no
+            entry matches are frozen if there are numbers, and otherwise left as they
+            are. Or an integer: the layers are unfrozen one by one from the last to the
+            first, this many epochs apart.
         batch_norm: Whether BatchNorms are unfrozen too; with False they stay frozen.
 
     Raises:
@@ -90,7 +91,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         super().__init__()
         if isinstance(schedule, Mapping):
             if not schedule:
-                reject("schedule", schedule, "a dict with an entry at least")
+                reject("schedule", schedule, "a dict with at least one entry")
             for epoch in schedule:
                 check_integer("schedule", epoch, minimum=0)
             self.schedule: Any = dict(sorted(schedule.items()))
@@ -105,10 +106,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._training = False
 
     def set_model(self, model: keras.Model) -> None:
-        """Let the optimizer know all layers that will train.
+        """Make sure the optimizer has slots for all layers that will train.
 
-        This early, because `BackupAndRestore` and the schedules take the optimizer that
-        they find.
+        This happens here because `BackupAndRestore` and the schedules use the optimizer
+        that they find at the beginning of the training.
         """
         super().set_model(model)
         fit_scope.make_room(model, self, "layers that train")
@@ -160,10 +161,10 @@ class GradualUnfreezing(keras.callbacks.Callback):
             fit_scope.close(self.model)
 
     def _write_files_of_all(self, model: keras.Model, known: dict[Layer, bool]) -> None:
-        """Let files say that all trains that the optimizer has slots for.
+        """Make files mark every layer as trainable that the optimizer has slots for.
 
-        Keras builds the optimizer of a file for what trains there, and loads no state
-        where the counts differ.
+        When Keras loads a file, it builds the optimizer for the trainable variables,
+        and loads no state if their number differs from that of the saved slots.
         """
 
         def get_config():
@@ -182,7 +183,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         self._restore_optimizer()
         if not self._training:
             restore_flags(self._before)
-        # Where layers are left frozen the optimizer has slots that no file can take.
+        # If layers stay frozen, the optimizer has slots that no file can hold.
         match_trainable(self.model)
 
     def _plan(self, chains: list[Chain]) -> list[tuple[float, Chain]]:
@@ -204,19 +205,19 @@ class GradualUnfreezing(keras.callbacks.Callback):
         return [(begins[c[-1]], c) for c in chains if c[-1] in begins]
 
     def _set_stage(self, epoch: float) -> None:
-        # What is part of two layers trains as soon as one does.
+        # A layer that is part of two others trains as soon as one of them does.
         for value in (False, True):
             chosen = [c for begin, c in self._begins if (begin <= epoch) == value]
             set_trainable(self.model, chosen, value)
 
     def _accept_subset(self) -> None:
-        """Let the optimizer update some of the variables that it has slots for."""
+        """Make the optimizer update only some of the variables that it knows."""
         self._restore_optimizer()
         optimizer = core_optimizer(self.model)
         targets = self.model.trainable_variables
         joining = [v for v in targets if id(v) not in self._updated]
         if self._updated:
-            # On JAX they are not averaged while they are frozen.
+            # On JAX, frozen variables are not averaged (EMA) while they are frozen.
             start_averages(optimizer, joining)
         self._updated = {id(variable) for variable in targets}
 
@@ -244,7 +245,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
         if optimizer.use_ema:
             patches["finalize_variable_values"] = finalize_variable_values
         if keras.backend.backend() == "jax":
-            # There alone the optimizer wants a gradient for each of its variables.
+            # Only there does the optimizer require a gradient for every variable.
             patches["stateless_apply"] = stateless_apply
         # Not by `setattr`, which Keras watches.
         vars(optimizer).update(patches)

@@ -1,4 +1,4 @@
-"""What `check_up` sees, in a running fit."""
+"""The checks of `check_up`, in a running fit."""
 
 import math
 import warnings
@@ -24,29 +24,29 @@ _SAMPLE = 256
 
 
 class Monitor(keras.callbacks.Callback):
-    """Watches a training, and warns once of each thing that goes wrong.
+    """Watch a training run and warn once of each thing that goes wrong.
 
-    After each step it looks at the loss of the step; after each epoch at the curves
-    and, where it has inputs, at dead and saturated units. Training goes on as it would
-    without. To keep the batch of the first loss that is not finite, or that is a spike,
-    let it give out the batches: `model.fit(monitor.watch(x, y), callbacks=[monitor])`.
+    After each step it checks the loss of the step; after each epoch it checks the
+    curves and, if it has inputs, dead and saturated units. It does not change the
+    training. To keep the batch of the first loss that is not finite or is a spike, let
+    it supply the batches: `model.fit(monitor.watch(x, y), callbacks=[monitor])`.
 
     Args:
-        x: Inputs on which units are looked at, some hundred rows; by default rows of
-            what `watch` was given.
-        every: Number of epochs from one look at the units to the next.
+        x: Inputs on which to check the units, a few hundred rows; by default rows of
+            the data passed to `watch`.
+        every: Number of epochs between checks of the units.
         spike: A loss this many times the median of the last 20 steps is a spike.
         stop: Whether an error stops the training.
-        seed: Seed of the order of the rows that `watch` gives out.
+        seed: Seed of the order of the rows in the batches from `watch`.
 
     Attributes:
         findings: A `kt.diagnostics.Finding` for each thing that went wrong.
-        bad_batch: `(x, y)` or `(x, y, sample_weight)` of the first bad step, None if
-            there was none or the batches came from elsewhere.
+        bad_batch: `(x, y)` or `(x, y, sample_weight)` of the first bad step; None if
+            there was none, or if the batches did not come from `watch`.
         bad_step: The epoch and the batch of that step, counted from 0.
         bad_layer: The name of the first layer whose output for that batch is not
-            finite, with the weights from the beginning of the epoch; or, if all are
-            finite with these, of the first layer whose weights no longer are.
+            finite, computed with the weights from the beginning of the epoch; if all
+            outputs are finite, the first layer whose weights no longer are.
 
     Raises:
         ValueError: If an argument is wrong.
@@ -84,7 +84,7 @@ class Monitor(keras.callbacks.Callback):
     def watch(
         self, x: Any, y: Any, sample_weight: Any = None, batch_size: int = 32
     ) -> keras.utils.PyDataset:
-        """Batches of arrays, shuffled anew in each epoch, for `fit`.
+        """Return batches for `fit`, shuffled in each epoch.
 
         Args:
             x: Inputs, an array or a list or dict of arrays.
@@ -118,7 +118,7 @@ class Monitor(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._mean, self._count = epoch, 0.0, 0
         sync_state(self.model)
-        # Copies, since JAX gives the old buffers up to the compiled step.
+        # Copies, because JAX donates the old buffers to the compiled step.
         self._weights = [np.array(weight) for weight in self.model.get_weights()]
         if self._watched is not None:
             self._watched.given.clear()
@@ -127,7 +127,7 @@ class Monitor(keras.callbacks.Callback):
         mean = float((logs or {}).get("loss", math.nan))
         if self.bad_step is not None or "loss" not in (logs or {}):
             return
-        # Keras logs the mean of the epoch so far.
+        # Keras logs the running mean of the epoch, not the loss of the step.
         steps = batch + 1 - self._count
         loss = (mean * (batch + 1) - self._mean * self._count) / max(steps, 1)
         self._mean, self._count = mean, batch + 1
@@ -140,7 +140,7 @@ class Monitor(keras.callbacks.Callback):
         self._recent.append(loss)
 
     def _bad(self, batch: int, evidence: str, severity: str) -> None:
-        """Keep what a bad step had, and say so."""
+        """Record a bad step and its batch, and warn."""
         self.bad_step = self._epoch, batch
         self.bad_batch = self._given(batch)
         nan_in_batch = not _finite(self.bad_batch)
@@ -149,11 +149,11 @@ class Monitor(keras.callbacks.Callback):
         if self.bad_layer is not None:
             where += f", layer {self.bad_layer}"
         if nan_in_batch:
-            remedy = "Look at `monitor.bad_batch`, and leave the rows with NaN out."
+            remedy = "Look at `monitor.bad_batch` and remove the rows with NaN."
         else:
             remedy = (
                 "Lower the learning rate, `model.optimizer.learning_rate = "
-                "kt.find_lr(model, x, y).suggestion` before training, and bound the "
+                "kt.find_lr(model, x, y).suggestion` before training, and clip the "
                 "gradient, `clipnorm=1.0`; look at `monitor.bad_batch`."
             )
         kind = "oscillating_loss" if severity == "warning" else "learning_rate_too_high"
@@ -178,16 +178,16 @@ class Monitor(keras.callbacks.Callback):
         return None
 
     def _given(self, batch: int) -> tuple | None:
-        """A batch of this epoch, where `watch` gave it out."""
+        """Return a batch of this epoch, if it came from `watch`."""
         if self._watched is None or batch >= len(self._watched.given):
             return None
         return take(self._watched.data, self._watched.given[batch])
 
     def _check_weights(self) -> None:
-        """Look for weights that the loss does not show to be broken.
+        """Look for weights that are not finite although the loss still is.
 
-        A ReLU can make 0 of NaN (TensorFlow's does on some CPUs): the loss stays finite
-        while the weights before it are lost.
+        A ReLU can turn NaN into 0 (TensorFlow's does on some CPUs): the loss stays
+        finite although the weights before it are lost.
         """
         sync_state(self.model)
         if self.bad_step is not None or _finite(self.model.get_weights()):
@@ -216,7 +216,7 @@ class Monitor(keras.callbacks.Callback):
         return take(self._watched.data[0], np.arange(min(_SAMPLE, self._watched.rows)))
 
     def _found(self, finding: Finding) -> None:
-        """Warn of a kind the first time."""
+        """Warn, but only once for each kind of finding."""
         if finding.kind in {known.kind for known in self.findings}:
             return
         self.findings += (finding,)
@@ -235,13 +235,13 @@ def _finite(arrays: Any) -> bool:
 
 
 class _Watched(keras.utils.PyDataset):
-    """Batches that remember which rows they had."""
+    """Batches that remember which rows they consist of."""
 
     def __init__(self, data: tuple, batch_size: int, seed: int):
         super().__init__()
         self.data, self.batch_size = data, batch_size
         self.rows = len(keras.tree.flatten(data)[0])
-        # The rows of each batch that was given out in this epoch.
+        # The rows of each batch that was read in this epoch.
         self.given: list[np.ndarray] = []
         self._rng = np.random.default_rng(seed)
         self._order = self._rng.permutation(self.rows)

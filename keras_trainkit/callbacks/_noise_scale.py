@@ -1,4 +1,4 @@
-"""The gradient noise scale along a training."""
+"""Log the gradient noise scale during training."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from keras_trainkit.batch_size import GradientNoise, gradient_noise_scale
 
 
 class NoiseScale(keras.callbacks.Callback):
-    """Measures `kt.batch_size.gradient_noise_scale` every few epochs, and logs it.
+    """Measure `kt.batch_size.gradient_noise_scale` every few epochs and log it.
 
-    The noise scale grows as the loss falls: batches that are large enough at the
-    beginning are not at the end. The logs get it as `noise_scale`. Training goes on as
-    it would without.
+    The noise scale grows as the loss falls: a batch size that is large enough at the
+    beginning may be too small at the end. It appears in the logs as `noise_scale`. The
+    callback does not change the training.
 
     Args:
-        x: Inputs as arrays, some thousand rows.
+        x: Inputs as arrays, a few thousand rows.
         y: Their targets.
-        every: Number of epochs from one measurement to the next; the first is after the
-            first epoch.
+        every: Number of epochs between measurements; the first is after the first
+            epoch.
         small_batch: As in `gradient_noise_scale`.
         max_rows: As in `gradient_noise_scale`.
 
     Attributes:
-        measured: A `GradientNoise` by epoch, counted from 0.
+        measured: A dict from an epoch, counted from 0, to its `GradientNoise`.
 
     Raises:
         ValueError: If an argument is wrong.

@@ -21,40 +21,40 @@ from keras_trainkit.optimizers._scheduled import momentum_name
 class OneCycle(ScheduleCallback):
     """Train on one cycle: the learning rate rises and falls, the momentum the reverse.
 
-    For a model compiled with any Keras optimizer. During `fit` its learning rate and
-    momentum (`beta_1` in Adam, AdamW and Nadam) follow `kt.schedules.OneCycle` and
-    `OneCycleMomentum` in the compiled step. An SGD without momentum gets one. An
-    optimizer whose momentum cannot be scheduled, such as RMSprop, cycles its learning
-    rate alone, and a warning says so.
+    Works on a model compiled with any Keras optimizer. During `fit` its learning rate
+    and momentum (`beta_1` in Adam, AdamW and Nadam) follow `kt.schedules.OneCycle` and
+    `OneCycleMomentum` in the compiled step. SGD without momentum gets a momentum. If
+    the momentum of an optimizer cannot be scheduled, as in RMSprop, only the learning
+    rate is cycled, and a warning says so.
 
     The cycle begins with the first batch of epoch 0: `fit(epochs=6, initial_epoch=3)`
-    goes on in its middle, and so does a fit that `keras.callbacks.BackupAndRestore`
-    resumes. A second fit from epoch 0 is a new cycle. After the fit, also one that
-    raised, the optimizer has its own learning rate and momentum again (an SGD that had
-    no momentum is left with `max(momentum)`, to keep its velocity). Files that are
-    written during the fit hold them too.
+    continues in the middle of it, and so does a fit that
+    `keras.callbacks.BackupAndRestore` resumes. A second fit from epoch 0 is a new
+    cycle. After the fit, even one that raised, the optimizer has its own learning rate
+    and momentum again (SGD that had no momentum is left with `max(momentum)`, to keep
+    its velocity). Files written during the fit contain the original values too.
 
     Args:
         max_lr: The highest learning rate; or `"auto"`, to find it before the first step
-            with `kt.find_lr` on the data of the fit, which costs some hundred steps
-            (three times as many again where the first test is not clear) and prints a
-            line where the fit prints. It is not found anew by a later fit with the same
-            callback, nor by one that `BackupAndRestore` or `kt.callbacks.Resumable`
-            resumes. A fit that goes on from a `.keras` file is refused: give it the
-            rate.
+            with `kt.find_lr` on the data of the fit. This costs a few hundred steps
+            (three times as many again if the first test is not clear) and prints one
+            line if the fit prints. The rate is reused by a later fit with the same
+            callback, and by one that `BackupAndRestore` or `kt.callbacks.Resumable`
+            resumes. A fit that continues from a `.keras` file raises: pass the rate
+            instead.
         momentum: `(base, max)`: the momentum at the peak of the rate, and at the
             beginning and the end. None leaves the momentum alone.
-        total_steps: Length of the cycle in batches; by default all of the `fit`.
+        total_steps: Length of the cycle in batches; by default the whole `fit`.
         pct_start: As in `kt.schedules.OneCycle`.
         div_factor: As in `kt.schedules.OneCycle`.
         final_div_factor: As in `kt.schedules.OneCycle`.
         anneal: As in `kt.schedules.OneCycle`.
         three_phase: As in `kt.schedules.OneCycle`.
-        optimizer: Which optimizer, where a `train_step` of the model's own uses
-            several: an attribute such as `"d_optimizer"`, or `"optimizers[0]"`,
-            `"generator.optimizer"`. Each can have a cycle of its own; the logs then
-            have `d_optimizer_learning_rate`. By default `model.optimizer`, and a
-            fit whose first step does not use it raises.
+        optimizer: Which optimizer, if a custom `train_step` uses several: an attribute
+            such as `"d_optimizer"`, or `"optimizers[0]"`, `"generator.optimizer"`. Each
+            can have its own cycle; the logs then contain `d_optimizer_learning_rate`.
+            The default is `model.optimizer`; a fit whose first step does not use it
+            raises.
 
     Attributes:
         found: What `kt.find_lr` found for `"auto"`, an `LRFinderResult`; None before.
@@ -103,7 +103,7 @@ class OneCycle(ScheduleCallback):
             )
         self._finds = isinstance(max_lr, str) and max_lr == "auto"
         self.found: LRFinderResult | None = None
-        # Until the rate is found, any shows whether the other arguments are right.
+        # Until the rate is found, any value serves to check the other arguments.
         self.max_lr = 1.0 if self._finds else check_positive("max_lr", max_lr)
         if total_steps is not None:
             check_integer("total_steps", total_steps, minimum=2)
@@ -118,11 +118,11 @@ class OneCycle(ScheduleCallback):
             "div_factor": div_factor,
             "final_div_factor": final_div_factor,
         }
-        # Any length shows whether the arguments are right.
+        # Any length serves to check the arguments.
         self._make(total_steps or 1000)
 
     def set_params(self, params):
-        """Find the rate, if wanted, and let the optimizer follow the cycle."""
+        """Find the rate if it is `"auto"`, then install the cycle."""
         if self._finds:
             self.max_lr = automatic_rate(self, "max_lr", "one_cycle")
         super().set_params(params)
@@ -137,7 +137,7 @@ class OneCycle(ScheduleCallback):
         return rate, schedules.OneCycleMomentum(total_steps, top, base, **self._shape)
 
     def make_schedules(self, optimizer, steps_per_epoch):
-        """The cycle over the whole fit, or over `total_steps`."""
+        """Return the cycle over the whole fit, or over `total_steps`."""
         total_steps = self.total_steps
         if total_steps is None:
             if steps_per_epoch is None:
@@ -158,7 +158,7 @@ class OneCycle(ScheduleCallback):
         return rate, momentum
 
     def options(self, optimizer):
-        """A velocity to keep, for an SGD that has none."""
+        """Give an SGD without momentum a velocity, which it keeps."""
         if self.momentum is not None and momentum_name(optimizer) == "momentum":
             if optimizer.momentum == 0:
                 return {"least_momentum": self.momentum[1]}

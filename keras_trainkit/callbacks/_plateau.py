@@ -19,29 +19,30 @@ class PlateauSchedule(ScheduleCallback):
     """Performance scheduling: lower the learning rate when progress stalls.
 
     Multiplies the learning rate by `factor` after `patience` epochs in which the
-    monitored quantity got no better. Unlike `keras.callbacks.ReduceLROnPlateau` it
+    monitored quantity did not improve. Unlike `keras.callbacks.ReduceLROnPlateau` it
     works on top of a schedule, such as a warm-up, and its state is a variable of the
     optimizer: a fit that `BackupAndRestore` resumes, or one with `initial_epoch` on a
-    model loaded from a `.keras` file, goes on as if it had not stopped. It must stand
-    in front of callbacks that save, for these to see its state after each epoch. After
-    the fit the optimizer keeps the lowered rate and the state.
+    model loaded from a `.keras` file, continues as if it had not stopped. Put it before
+    callbacks that save, so that they save its state after each epoch. After the fit the
+    optimizer keeps the lowered rate and the state.
 
     Args:
         schedule: What to lower: a `LearningRateSchedule`; by default the optimizer's
             own learning rate.
         monitor: The quantity to watch, a key of the epoch's logs.
         factor: What the rate is multiplied by, in `(0, 1)`.
-        patience: Epochs without progress after which the rate falls.
-        mode: `"min"` or `"max"`: which way is better; `"auto"` takes accuracies and
-            areas under a curve for `"max"` and all else for `"min"`.
-        min_delta: What counts as progress, in units of the quantity.
-        cooldown: Epochs after a fall in which stalling does not count.
-        min_factor: The product of the falls that is not gone below.
+        patience: Epochs without improvement after which the rate is lowered.
+        mode: `"min"` if lower is better, `"max"` if higher is; `"auto"` uses `"max"`
+            for accuracies and areas under a curve, and `"min"` for all else.
+        min_delta: Smallest change that counts as an improvement, in units of the
+            monitored quantity.
+        cooldown: Epochs after the rate is lowered that do not count towards `patience`.
+        min_factor: Lower bound of the product of all reductions.
         relative: Whether `min_delta` is a fraction of the best value so far.
-        counting: `"keras"` or `"torch"`: how epochs are counted. As Keras's
-            `ReduceLROnPlateau` does, the rate falls in the `patience`-th epoch without
-            progress, and the last epoch of the cooldown counts again. As PyTorch's
-            does, it falls one epoch later, and no epoch of the cooldown counts.
+        counting: How epochs are counted. `"keras"`: as in Keras's `ReduceLROnPlateau`,
+            the rate is lowered in the `patience`-th epoch without improvement, and the
+            last epoch of the cooldown counts again. `"torch"`: as in PyTorch's, it is
+            lowered one epoch later, and no epoch of the cooldown counts.
 
     Raises:
         ValueError: If an argument is wrong, or if the logs lack `monitor`.
@@ -88,7 +89,7 @@ class PlateauSchedule(ScheduleCallback):
         check_choice("mode", mode, ("auto", "min", "max"))
         if mode == "auto":
             mode = "max" if monitor.endswith(("acc", "accuracy", "auc")) else "min"
-        # The state keeps the sign-adjusted quantity, for which less is better.
+        # The state keeps the quantity with its sign adjusted so that lower is better.
         self._sign = 1.0 if mode == "min" else -1.0
         self.min_delta = check_positive("min_delta", min_delta, allow_zero=True)
         self.relative = bool(relative)
@@ -98,7 +99,7 @@ class PlateauSchedule(ScheduleCallback):
         self.min_factor = check_in_range("min_factor", min_factor, 0, 1, closed="left")
 
     def make_schedules(self, optimizer, steps_per_epoch):
-        """The schedule, or the optimizer's own rate, which is lowered by a factor."""
+        """Return the schedule, or the optimizer's own rate, times the factor."""
         own = own_schedule(optimizer)
         if isinstance(own, schedules.Reducible):
             own = own.schedule
@@ -107,7 +108,7 @@ class PlateauSchedule(ScheduleCallback):
         return (schedules.Constant(own) if isinstance(own, float) else own), None
 
     def options(self, optimizer):
-        """The state of the search, and what the optimizer has afterwards."""
+        """Return the state of the search, and what the optimizer keeps afterwards."""
         own = own_schedule(optimizer)
         self._base = self.make_schedules(optimizer, None)[0]
         fresh = schedules.Reducible.FRESH
@@ -115,7 +116,7 @@ class PlateauSchedule(ScheduleCallback):
         return {"state": state, "leave": self._leave}
 
     def set_params(self, params):
-        """Begin where the optimizer's search has come to."""
+        """Resume the search from the state in the optimizer."""
         super().set_params(params)
         self._follows.show(self._reducible())
 
@@ -123,10 +124,10 @@ class PlateauSchedule(ScheduleCallback):
         first = not self._begun
         super().on_epoch_begin(epoch, logs)
         if first and self.schedule is None:
-            # The optimizer's own schedule stays where it is.
+            # The optimizer's own schedule keeps its position.
             self._follows.start = 0
         if first and epoch == 0:
-            # A new training: the rate is where it was, the search begins again.
+            # A new training: the rate stays as low as it is, the search starts again.
             factor = self._follows.state[0]
             self._follows.state = (factor, *schedules.Reducible.FRESH[1:])
 
@@ -140,7 +141,7 @@ class PlateauSchedule(ScheduleCallback):
         self._follows.show(self._reducible())
 
     def _next_state(self, value, factor, best, wait, cooldown) -> tuple[float, ...]:
-        """The state after an epoch with this value, for which less is better."""
+        """Return the state after an epoch with this value, where lower is better."""
         keras_counts = self.counting == "keras"
         if keras_counts and cooldown > 0:
             cooldown, wait = cooldown - 1, 0
@@ -157,7 +158,7 @@ class PlateauSchedule(ScheduleCallback):
         return factor, best, wait, cooldown
 
     def _reducible(self) -> schedules.Reducible:
-        """What the optimizer follows, as a schedule of its own."""
+        """Return what the optimizer follows, as a schedule of its own."""
         start = self._follows.start
         base = schedules.Delay(self._base, start) if start else self._base
         return schedules.Reducible(base, self._follows.state)

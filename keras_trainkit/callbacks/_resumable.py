@@ -1,4 +1,4 @@
-"""A training that goes on where it was, with the state of its callbacks."""
+"""Resume a training run together with the state of its callbacks."""
 
 import inspect
 import json
@@ -16,36 +16,37 @@ from keras_trainkit._keras import sync_state, torch_rng_state
 from keras_trainkit._keras.fitting import begin_at_epoch
 from keras_trainkit.callbacks._automatic_rate import RATE_FILE
 
-# What a callback is told by the fit, and what is not its state.
+# Attributes that `fit` sets on a callback; they are not part of its state.
 _NOT_STATE = {"model", "_model", "params", "validation_data"}
 
 
 class Resumable(keras.callbacks.Callback):
-    """Back up a training after each epoch, the state of its callbacks included.
+    """Back up a training run after each epoch, including the state of its callbacks.
 
-    `keras.callbacks.BackupAndRestore` brings back weights and optimizer, but
+    `keras.callbacks.BackupAndRestore` restores the weights and the optimizer, but
     `EarlyStopping`, `ModelCheckpoint` and `ReduceLROnPlateau` forget their best value
-    and their patience, and the history begins anew. Here they are part of the backup,
-    and so are the callbacks of this package and your own: of each, what `get_state()`
-    returns and `set_state(state)` takes, or else all attributes that are numbers,
-    strings, arrays, or lists, tuples and dicts of these, but for its arguments.
+    and their patience, and the history starts empty. Here they are part of the backup,
+    and so are the callbacks of this package and your own. The state of a callback is
+    what `get_state()` returns and `set_state(state)` accepts, or, if it has no such
+    methods, all attributes that are numbers, strings, arrays, or lists, tuples and
+    dicts of these, except its arguments.
 
-    The same script, run again in the same directory, goes on after the last whole
-    epoch, with the weights, optimizer, history, callbacks and dropout seeds of then.
-    The result is that of the unbroken training, where the order of the data does not
-    depend on where it was broken: with `shuffle=False`, or with data that shuffle by
-    the number of the epoch. Each backup is written beside the last one and renamed, and
-    the one before is kept, so that one is whole whenever the process is killed. At the
-    end of the training they are deleted.
+    Run the same script again in the same directory, and it resumes after the last
+    complete epoch, with the weights, optimizer, history, callbacks and dropout seeds of
+    that moment. The result equals that of an uninterrupted run if the order of the data
+    does not depend on the interruption: with `shuffle=False`, or with data that are
+    shuffled by epoch number. Each backup is written to a new file and then renamed, and
+    the previous one is kept, so one of them is complete whenever the process is killed.
+    The backups are deleted at the end of the training.
 
     Args:
-        callbacks: The callbacks of the fit, in order; pass them here alone.
+        callbacks: The callbacks of the fit, in order; pass them only here.
         directory: The folder of the backups.
         delete: Whether to delete the backups at the end of the training.
 
     Raises:
-        ValueError: If `callbacks` are none; in `fit`, if the backup is of another model
-            or of other callbacks.
+        ValueError: If `callbacks` are not callbacks; in `fit`, if the backup is of
+            another model or of other callbacks.
 
     Examples:
         >>> import keras, numpy as np, tempfile, keras_trainkit as kt
@@ -77,13 +78,13 @@ class Resumable(keras.callbacks.Callback):
         self._restored: dict[str, Any] | None = None
 
     def set_model(self, model):
-        """Hand the model on."""
+        """Pass the model on to the callbacks."""
         super().set_model(model)
         for callback in self.callbacks:
             callback.set_model(model)
 
     def set_params(self, params):
-        """Hand the parameters of the fit on."""
+        """Pass the parameters of the fit on to the callbacks."""
         super().set_params(params)
         for callback in self.callbacks:
             callback.set_params(params)
@@ -104,7 +105,7 @@ class Resumable(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._restored is not None:
-            # Not before: the history begins with the training.
+            # Only now: Keras clears the history at the beginning of the training.
             history = self.model.history
             history.history.update(self._restored["history"])
             history.epoch[:] = list(range(epoch))
@@ -125,7 +126,7 @@ class Resumable(keras.callbacks.Callback):
         if rng is not None:
             arrays["rng"] = np.array(rng)
         history = {k: [*v] for k, v in self.model.history.history.items()}
-        # This epoch's entries come after the callbacks'.
+        # Keras appends this epoch's entries after the callbacks have run.
         for name, value in (logs or {}).items():
             history[name] = [*history.get(name, [])[:epoch], float(value)]
         record = {
@@ -170,7 +171,7 @@ def _call(callbacks: Sequence[Any], hook: str, *args: Any) -> None:
 
 
 def _variables(model: keras.Model) -> dict[str, list]:
-    """All that a step changes: weights, statistics, seeds, and the optimizer's."""
+    """Return all that a step changes: weights, statistics, seeds, optimizer."""
     optimizer = model.optimizer
     if not optimizer.built:
         optimizer.build(model.trainable_variables)
@@ -199,7 +200,7 @@ def _restore(model: keras.Model, arrays: dict, sizes: list[int]) -> None:
 def _state(callback: Any) -> Any:
     if hasattr(callback, "get_state"):
         return callback.get_state()
-    # Keras turns the sign of some arguments at the beginning of a fit.
+    # Keras flips the sign of some arguments at the beginning of a fit.
     arguments = inspect.signature(type(callback).__init__).parameters
     return {
         name: value
@@ -228,7 +229,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _encoded(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """A value for JSON, whose arrays go beside it."""
+    """Return a value for JSON; arrays are stored separately."""
     if isinstance(value, dict):
         return {"dict": {k: _encoded(v, arrays) for k, v in value.items()}}
     if isinstance(value, list | tuple):
@@ -261,7 +262,7 @@ def _check(record: dict, callbacks: Sequence[Any]) -> None:
 
 
 def _files(directory: Path) -> list[Path]:
-    """The last backup, the one before, and the one that is being written."""
+    """The files: the last backup, the one before it, and the one being written."""
     return [directory / f"{name}.npz" for name in ("latest", "previous", "partial")]
 
 
@@ -277,10 +278,10 @@ def _write(directory: Path, record: dict, arrays: dict[str, np.ndarray]) -> None
 
 
 def _read(directory: Path) -> tuple[dict, dict[str, np.ndarray]] | None:
-    """The last backup that is whole."""
+    """Return the last complete backup."""
     for path in _files(directory)[:2]:
         try:
-            # Opened here, since NumPy leaves a file open that is no archive.
+            # Opened here, because NumPy leaves a file open that is not an archive.
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             return json.loads(arrays.pop("record").tobytes()), arrays

@@ -1,4 +1,4 @@
-"""What the schedule callbacks share: they install schedules for the length of a fit."""
+"""Base class of the callbacks that install schedules for the duration of a fit."""
 
 from typing import Any
 
@@ -14,24 +14,24 @@ from keras_trainkit._training.several_optimizers import (
 from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers._follow import Follows, rate_of
 
-# They set the learning rate too.
+# These callbacks set the learning rate too, and would overwrite the schedule.
 _RIVALS = (
     keras.callbacks.LearningRateScheduler,
     keras.callbacks.ReduceLROnPlateau,
 )
 
-_REMEDY = "`OneCycle` and `ApplySchedule` take another one as `optimizer=`"
+_REMEDY = "`OneCycle` and `ApplySchedule` accept another one as `optimizer=`"
 
 
 class ScheduleCallback(keras.callbacks.Callback):
-    """Lets the optimizer follow schedules during `fit`.
+    """Make the optimizer follow schedules during `fit`.
 
-    Its rates become functions of the count of batches in the compiled step. The
-    schedule's step 0 is the first batch of epoch 0 of this fit, so that with
-    `initial_epoch`, or after `BackupAndRestore`, it goes on where it was. The epoch's
-    logs get the `learning_rate` of its last step, and the `momentum` where that is
-    scheduled. After the fit, also one that raised, the optimizer has its own learning
-    rate again; the counts and slots are those of the training.
+    Its rates become functions of the number of batches, computed in the compiled step.
+    Step 0 of the schedule is the first batch of epoch 0 of this fit, so with
+    `initial_epoch`, or after `BackupAndRestore`, the schedule continues where it was.
+    The epoch's logs contain the `learning_rate` of its last step, and the `momentum` if
+    that is scheduled. After the fit, even one that raised, the optimizer has its own
+    learning rate again; its counts and slots are those of the training.
     """
 
     def __init__(self, optimizer: str | None = None):
@@ -46,23 +46,23 @@ class ScheduleCallback(keras.callbacks.Callback):
     def make_schedules(
         self, optimizer: keras.optimizers.Optimizer, steps_per_epoch: int | None
     ) -> tuple[Schedule, Schedule | None]:
-        """The schedules of the learning rate and, if wanted, of the momentum.
+        """Return the schedules of the learning rate and of the momentum, or None.
 
         Args:
             optimizer: The user's optimizer.
-            steps_per_epoch: Batches in an epoch; None if the data do not say.
+            steps_per_epoch: Batches per epoch; None if unknown.
         """
         raise NotImplementedError
 
     def options(self, optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
-        """What else `Follows` takes."""
+        """Return further arguments of `Follows`."""
         return {}
 
     def set_params(self, params: dict[str, Any] | None) -> None:
-        """Let the optimizer follow the schedules.
+        """Install the schedules.
 
-        This early, because `BackupAndRestore` loads into the optimizer that it finds at
-        the beginning of the training.
+        This happens before the training begins, because `BackupAndRestore` then loads
+        into the optimizer that it finds.
         """
         super().set_params(params)
         self._begun = self._training = False
@@ -97,7 +97,7 @@ class ScheduleCallback(keras.callbacks.Callback):
                 "steps_per_epoch",
                 None,
                 f"given to resume in epoch {epoch} with data of unknown length: "
-                f"{type(self).__name__} cannot know how far its schedule has come",
+                f"{type(self).__name__} cannot know how far its schedule has advanced",
             )
 
     def on_epoch_end(self, epoch, logs=None):

@@ -1,4 +1,4 @@
-"""Signals in each layer, while a model trains."""
+"""Log the signals in each layer during training."""
 
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,20 @@ from keras_trainkit.diagnostics import SignalReport, signal_report
 
 
 class SignalLogger(keras.callbacks.Callback):
-    """Takes a `kt.diagnostics.signal_report` every few epochs, and logs it.
+    """Compute a `kt.diagnostics.signal_report` every few epochs and log it.
 
-    Training goes on as it would without.
+    The callback does not change the training.
 
     Args:
-        x: A batch of inputs, some hundred rows.
+        x: A batch of inputs, a few hundred rows.
         y: Its targets, for gradients and updates.
-        every: Number of epochs from one report to the next; the first is taken after
-            the first epoch.
+        every: Number of epochs between reports; the first is after the first epoch.
         log_dir: A folder for TensorBoard, where each figure of each layer is a scalar
             such as `signal/gradient_norm/dense_1`. Needs TensorFlow, as
             `keras.callbacks.TensorBoard` does.
 
     Attributes:
-        reports: A `SignalReport` by epoch, counted from 0.
+        reports: A dict from an epoch, counted from 0, to its `SignalReport`.
 
     Raises:
         ValueError: If `every` is not an integer >= 1.

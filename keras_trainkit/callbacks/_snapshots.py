@@ -1,4 +1,4 @@
-"""The models at the lowest points of a cyclic schedule."""
+"""Snapshot ensembles: keep the weights at the end of each cycle of a schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,21 @@ from keras_trainkit.uncertainty import MCPrediction, ensemble_prediction
 
 
 class Snapshots(keras.callbacks.Callback):
-    """Keeps the weights at the end of each cycle of a cyclic schedule: an ensemble.
+    """Keep the weights at the end of each cycle of a cyclic schedule, as an ensemble.
 
-    With a rate that falls to near zero and jumps up again, such as Keras's
-    `CosineDecayRestarts`, a training passes several minima, whose models differ enough
-    that their mean prediction is better than each. It costs no training beyond one.
+    If the rate falls to near zero and jumps up again, as in Keras's
+    `CosineDecayRestarts`, one training run visits several minima. Their models differ
+    enough that their mean prediction is better than that of each one.
 
     Args:
-        cycle_epochs: Epochs of a cycle; the weights are kept at the end of each.
-        path: Where to write each as a `.keras` file, with `{cycle}` for the number of
-            the cycle from 1 on, such as `"snapshot-{cycle}.keras"`; by default they
+        cycle_epochs: Epochs per cycle; the weights are kept at the end of each.
+        path: Path of the `.keras` files, with `{cycle}` for the number of the cycle,
+            counted from 1, such as `"snapshot-{cycle}.keras"`; by default the weights
             stay in memory.
 
     Attributes:
-        weights: The weights of each cycle, as `model.get_weights()` gives them; empty
-            where there is a `path`.
+        weights: The weights of each cycle, as `model.get_weights()` returns them; empty
+            if there is a `path`.
         paths: The files that were written.
 
     Raises:
@@ -68,7 +68,7 @@ class Snapshots(keras.callbacks.Callback):
             return
         sync_state(self.model)
         if self.path is None:
-            # Copies, since JAX gives the old buffers up to the compiled step.
+            # Copies, because JAX donates the old buffers to the compiled step.
             self.weights.append([np.array(w) for w in self.model.get_weights()])
         else:
             path = Path(self.path.format(cycle=(epoch + 1) // self.cycle_epochs))
@@ -76,15 +76,15 @@ class Snapshots(keras.callbacks.Callback):
             self.paths.append(path)
 
     def predict(self, x: Any, **options: Any) -> MCPrediction:
-        """The predictions of all snapshots as one, after the fit.
+        """Combine the predictions of all snapshots, after the fit.
 
         Args:
             x: As in `predict`.
-            **options: For `predict`, such as `batch_size`.
+            **options: Passed to `predict`, such as `batch_size`.
 
         Returns:
-            An `MCPrediction`, as `mc_predict` returns it, with a sample for each
-            snapshot; for classification if the rows are probabilities.
+            An `MCPrediction`, as from `mc_predict`, with one sample per snapshot. Rows
+            of probabilities are treated as classification.
 
         Raises:
             ValueError: If there is no snapshot, or the model has several outputs.

@@ -9,22 +9,22 @@ from keras_trainkit.layers._axis import channels
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class CReLU(keras.layers.Layer):
-    """The positive and the negative part of the input, side by side.
+    """Concatenated ReLU: the positive and the negative part of the input.
 
     `concatenate([relu(x), relu(-x)])`: twice the channels, and no information is lost.
 
     Args:
         axis: Axis of the channels; 1 for `channels_first`.
-        **kwargs: For `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         inputs: Tensor of any rank.
 
     Output shape:
-        That of the input, with twice the size along `axis`.
+        Same as the input, but twice the size along `axis`.
 
     Raises:
-        ValueError: If the input has no axis `axis`, or no channels.
+        ValueError: If the input has no axis `axis`, or that axis is empty.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt

@@ -9,14 +9,14 @@ from keras_trainkit.layers._axis import channels
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class LocalResponseNormalization(keras.layers.Layer):
-    """Divide each activation by those of its neighbour channels.
+    """Normalize each activation by the activations in neighbouring channels.
 
     `x_c / (k + alpha / size * sum_j x_j^2)^beta`, over the `size` channels `j` around
-    `c`, from `c - size // 2` to `c + (size - 1) // 2`; those that are not there count
-    as 0. `torch.nn.LocalResponseNorm` is the same. AlexNet's paper leaves the division
-    by `size` out: its values are `size=5, alpha=5e-4, beta=0.75, k=2`.
+    `c`, from `c - size // 2` to `c + (size - 1) // 2`; missing channels count as 0.
+    This matches `torch.nn.LocalResponseNorm`. The AlexNet paper does not divide by
+    `size`: its values correspond to `size=5, alpha=5e-4, beta=0.75, k=2` here.
 
-    Networks of today use `keras.layers.BatchNormalization` or `GroupNormalization`.
+    Modern networks use `keras.layers.BatchNormalization` or `GroupNormalization`.
 
     Args:
         size: Number of channels to sum over.
@@ -24,16 +24,16 @@ class LocalResponseNormalization(keras.layers.Layer):
         beta: Exponent.
         k: Offset, > 0.
         axis: Axis of the channels; 1 for `channels_first`.
-        **kwargs: For `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         inputs: Tensor of rank 2 or more.
 
     Output shape:
-        That of the input.
+        Same as the input.
 
     Raises:
-        ValueError: If an argument is out of its range, or the input has no channels.
+        ValueError: If an argument is out of range, or the input has no channels.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -68,7 +68,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         channels(self, input_shape)
 
     def call(self, inputs):
-        # Squares leave the range of float16 from 256 on.
+        # In float16 the square of 256 already overflows.
         narrow = keras.backend.standardize_dtype(inputs.dtype) != "float64"
         x = ops.cast(inputs, "float32") if narrow else inputs
         axis = self.axis % len(x.shape)

@@ -8,7 +8,7 @@ _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
 class AlwaysOn:
-    """What all layers have in common whose dropout is active at inference."""
+    """Base class of all layers whose dropout is active at inference."""
 
 
 class _Dropping(AlwaysOn):
@@ -26,8 +26,8 @@ class _Dropping(AlwaysOn):
 class MCDropout(_Dropping, keras.layers.Dropout):
     """Dropout that is active at inference too (Monte Carlo dropout).
 
-    In training it is `keras.layers.Dropout`. At inference it goes on dropping, so that
-    each prediction is a sample; `kt.uncertainty.mc_predict` draws many.
+    In training it is identical to `keras.layers.Dropout`. At inference it keeps
+    dropping, so each prediction is a sample; `kt.uncertainty.mc_predict` draws many.
 
     Args:
         rate: Fraction of the inputs to drop, in `[0, 1]`.
@@ -106,7 +106,7 @@ class MCGaussianDropout(_Dropping, keras.layers.GaussianDropout):
 
 @_register
 class MCSpatialDropout1D(_Dropping, keras.layers.SpatialDropout1D):
-    """Dropout of whole channels of `(batch, steps, channels)`, at inference too.
+    """Spatial dropout of whole channels of a sequence, active at inference too.
 
     Args:
         rate: As in `keras.layers.SpatialDropout1D`.
@@ -133,7 +133,7 @@ class MCSpatialDropout1D(_Dropping, keras.layers.SpatialDropout1D):
 
 @_register
 class MCSpatialDropout2D(_Dropping, keras.layers.SpatialDropout2D):
-    """Dropout of whole channels of images, at inference too.
+    """Spatial dropout of whole channels of images, active at inference too.
 
     Args:
         rate: As in `keras.layers.SpatialDropout2D`.
@@ -161,7 +161,7 @@ class MCSpatialDropout2D(_Dropping, keras.layers.SpatialDropout2D):
 
 @_register
 class MCSpatialDropout3D(_Dropping, keras.layers.SpatialDropout3D):
-    """Dropout of whole channels of volumes, at inference too.
+    """Spatial dropout of whole channels of volumes, active at inference too.
 
     Args:
         rate: As in `keras.layers.SpatialDropout3D`.

@@ -10,7 +10,7 @@ _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
 def in_training(call):
-    """A `call` that is always in training, with the same signature."""
+    """Wrap `call` so that it always runs with `training=True`; same signature."""
 
     @functools.wraps(call)
     def always(*args, **kwargs):

@@ -9,25 +9,24 @@ from keras_trainkit.layers._axis import check_not_empty
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class RReLU(keras.layers.Layer):
-    """Leaky ReLU whose slope is random in training.
+    """Randomized leaky ReLU: the slope is random in training.
 
-    `x` where `x >= 0`, else `a x`: in training with `a ~ U(lower, upper)` drawn anew
-    for each element, at inference with `a = (lower + upper) / 2`. `torch.nn.RReLU` is
-    the same. With a fixed slope it is `keras.layers.LeakyReLU`, with a learnt one
-    `keras.layers.PReLU`.
+    `x` where `x >= 0`, else `a x`: in training `a ~ U(lower, upper)` is drawn for each
+    element, at inference `a = (lower + upper) / 2`. This matches `torch.nn.RReLU`. For
+    a fixed slope use `keras.layers.LeakyReLU`, for a learned one `keras.layers.PReLU`.
 
     Args:
         lower: Smallest slope.
         upper: Largest slope, >= `lower`.
         seed: Integer seed of the slopes.
-        **kwargs: For `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         inputs: Tensor of any shape.
         training: Whether the slopes are random.
 
     Output shape:
-        That of the input.
+        Same as the input.
 
     Raises:
         ValueError: If a slope is not finite, or `upper` is below `lower`.
@@ -59,7 +58,7 @@ class RReLU(keras.layers.Layer):
 
     def call(self, inputs, training=False):
         if training and self.upper > self.lower:
-            # In float32, since half precision has few numbers between the bounds.
+            # Drawn in float32: half precision has few numbers between the bounds.
             slope = keras.random.uniform(
                 ops.shape(inputs),
                 self.lower,

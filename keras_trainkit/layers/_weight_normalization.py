@@ -24,26 +24,26 @@ _ADAPTABLE = (
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class WeightNormalization(keras.layers.Wrapper):
-    """Learn the length and the direction of each unit's weights apart.
+    """Wrapper that learns the length and direction of each unit's weights separately.
 
-    The wrapped layer works with `w = g v / ||v||`, where the direction `v` is its own
-    kernel and the length `g`, one number for each unit, is a weight of this wrapper. At
-    first `g = ||v||`, so that wrapping changes no output; `adapt` sets it from data.
-    Every kernel that the layer has is normalized, over the inputs of each unit as
-    `kt.constraints.MaxNorm` defines them; RNNs' are too.
+    The wrapped layer computes with `w = g v / ||v||`, where the direction `v` is its
+    own kernel and the length `g`, one number per unit, is a weight of this wrapper.
+    Initially `g = ||v||`, so wrapping changes no output; `adapt` sets `g` from data.
+    Every kernel of the layer is normalized, including those of RNNs, over the inputs of
+    each unit as `kt.constraints.MaxNorm` defines them.
 
     `keras.layers.SpectralNormalization` bounds the largest singular value instead.
 
     Args:
         layer: A layer with a kernel, such as Dense, a convolution or an LSTM.
-        **kwargs: For `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         inputs: As for the layer.
         **kwargs: As for the layer.
 
     Output shape:
-        That of the layer.
+        Same as the wrapped layer.
 
     Raises:
         ValueError: If the layer has no kernel, or the input has no features.
@@ -67,7 +67,7 @@ class WeightNormalization(keras.layers.Wrapper):
         self._lengths: list[keras.Variable] = []
 
     def build(self, input_shape=None):
-        """Build the layer and a length for each of its units."""
+        """Build the wrapped layer, and a length for each of its units."""
         if input_shape is not None and isinstance(input_shape[-1], int):
             self.axis = -1
             channels(self, input_shape)
@@ -88,7 +88,7 @@ class WeightNormalization(keras.layers.Wrapper):
             self._lengths.append(length)
 
     def call(self, inputs, **kwargs):
-        # All of the layer's variables, since an inner scope hides the outer one, in
+        # All of the layer's variables, because an inner scope hides the outer one, in
         # which JAX's training step keeps their values.
         state = [(v, v.value) for v in self.layer.variables]
         weights = [(k.variable, w) for k, w in self._normalized()]
@@ -104,11 +104,11 @@ class WeightNormalization(keras.layers.Wrapper):
         return self.layer.compute_output_shape(input_shape)
 
     def adapt(self, inputs) -> None:
-        """Set lengths and biases so that the layer's outputs are standardized.
+        """Set lengths and biases from data to standardize the layer's outputs.
 
         Before the activation function, each unit's output has mean 0 and standard
-        deviation 1 over the batch; without a bias, the standard deviation alone.
-        `kt.initializers.data_dependent` does it for each layer of a model in turn.
+        deviation 1 over the batch; without a bias only the standard deviation is set.
+        `kt.initializers.data_dependent` does this for each layer of a model in turn.
 
         Args:
             inputs: A batch of the layer's inputs.
@@ -126,7 +126,7 @@ class WeightNormalization(keras.layers.Wrapper):
             layer.activation = activation
         units = np.moveaxis(outputs, channel_axis(layer, outputs.ndim), -1)
         units = units.reshape(-1, units.shape[-1])
-        # A unit that is the same everywhere has no spread to divide by.
+        # A unit with the same output for all rows has no deviation to divide by.
         mean, std = units.mean(0), np.where(units.std(0) > 0, units.std(0), 1)
         (length,) = self._lengths
         length.assign(ops.convert_to_numpy(length) / std.reshape(length.shape))
@@ -134,7 +134,7 @@ class WeightNormalization(keras.layers.Wrapper):
             layer.bias.assign((ops.convert_to_numpy(layer.bias) - mean) / std)
 
     def strip(self) -> keras.layers.Layer:
-        """A plain layer with the normalized weights, in place of this wrapper.
+        """Return a plain layer with the normalized weights, to replace this wrapper.
 
         Raises:
             ValueError: If the wrapper is not built.

@@ -1,8 +1,8 @@
-"""Optimizers: Keras's, with scheduled momentum and with a rate for each layer.
+"""Keras's optimizers with scheduled momentum, and with a learning rate per layer.
 
-The schedule of the momentum is evaluated in the compiled step on the count of batches,
-as Keras does with the learning rate. With a constant each class is Keras's own, bit for
-bit.
+The momentum schedule is evaluated in the compiled step at the number of batches seen,
+as Keras does for the learning rate. With a constant momentum, each class matches
+Keras's own bit for bit.
 """
 
 from keras_trainkit.optimizers._layerwise import layerwise as layerwise

@@ -1,4 +1,4 @@
-"""A live optimizer that follows schedules for the length of a fit."""
+"""Make a live optimizer follow schedules for the duration of a fit."""
 
 import functools
 import json
@@ -32,22 +32,22 @@ from keras_trainkit.optimizers._scheduled import schedulable
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
-# Steps whose rates are computed at once on PyTorch.
+# Number of steps whose rates are computed at once on PyTorch.
 _CHUNK = 256
 
 
 class Following(keras.optimizers.Optimizer):
-    """A mixin that a live optimizer's class gets while it follows schedules.
+    """A mixin added to a live optimizer's class while it follows schedules.
 
-    No variable is made again and no argument is lost, whatever class the optimizer is
-    of. Files that are written meanwhile are those of the user's own optimizer.
+    No variable is recreated and no argument is lost, whatever the optimizer's class.
+    Files written during the fit contain the user's own optimizer.
     """
 
     _follows: "Follows"
 
     @property
     def learning_rate(self):
-        """The learning rate of the current step."""
+        """Return the learning rate of the current step."""
         follows = self._follows
         if follows.now is not None:
             return follows.now
@@ -66,13 +66,13 @@ class Following(keras.optimizers.Optimizer):
 
     @property
     def variables(self):
-        """The user's optimizer's variables, and those of the schedules."""
+        """Return the variables of the user's optimizer, then those of the schedules."""
         if fit_scope.end_if_over(self._follows.model):
             return self.variables
         return super().variables
 
     def apply(self, grads, trainable_variables=None):
-        """Update all variables, with the rate of this step."""
+        """Update all variables at the rate of this step."""
         follows = self._follows
         follows.now = follows.rate(step_counter(self))
         try:
@@ -115,7 +115,7 @@ def _following(cls: type, mixin: type | None) -> type:
 
 
 def _momentum(cls: type, name: str) -> property:
-    """The momentum, which is the user's own as soon as the fit is over."""
+    """Return the scheduled momentum; after the fit, the user's own."""
     inherited: property = getattr(cls, name)
 
     def get(self):
@@ -127,10 +127,9 @@ def _momentum(cls: type, name: str) -> property:
 
 
 class FitSchedule(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule that begins where a variable says, times a factor that is another.
+    """A schedule whose start and factor are variables.
 
-    With variables for what differs from one fit to the next, the compiled step can be
-    used again.
+    Only these differ from one fit to the next, so the compiled step can be reused.
     """
 
     def __init__(
@@ -159,10 +158,10 @@ class FitSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class _Table:
-    """The values of a schedule, computed many at once where it can be.
+    """Values of a schedule, computed for many steps at once where possible.
 
     Step by step, PyTorch would spend a third of a small model's time on a schedule. The
-    chunks begin at fixed steps, so that a resumed fit sees the very same values.
+    chunks begin at fixed steps, so a resumed fit sees exactly the same values.
     """
 
     def __init__(self, schedule: Schedule):
@@ -187,14 +186,14 @@ class _Table:
                 for i in (0, _CHUNK // 2, _CHUNK - 1)
             )
         except (RuntimeError, TypeError, ValueError):
-            # Written for one step alone.
+            # The schedule handles only one step at a time.
             self._usable = False
             return
         self._begin, self._values = chunk, values
 
 
 def _parts(schedule: Schedule) -> Iterator[Schedule]:
-    """A schedule and all schedules inside it."""
+    """Return a schedule and all schedules inside it."""
     yield schedule
     for value in keras.tree.flatten(list(vars(schedule).values())):
         if isinstance(value, LearningRateSchedule):
@@ -202,7 +201,7 @@ def _parts(schedule: Schedule) -> Iterator[Schedule]:
 
 
 def _is_known(schedule: Schedule) -> bool:
-    """Whether a schedule's config is all that it depends on."""
+    """Whether a schedule is fully determined by its config."""
     return all(
         type(part).__module__.startswith(("keras_trainkit.", "keras."))
         and not hasattr(part, "fn")
@@ -214,14 +213,14 @@ _is_elementwise = _is_known
 
 
 def schedule_key(schedule: Schedule | None) -> Hashable:
-    """What tells schedules apart that give different values."""
+    """Return a key that differs for schedules with different values."""
     if schedule is None or not _is_known(schedule):
         return schedule
     return json.dumps(keras.optimizers.schedules.serialize(schedule), sort_keys=True)
 
 
 class _StateInFiles(keras.layers.Layer):
-    """What schedules keep, beside the optimizer's own state in files."""
+    """State of the schedules, stored next to the optimizer's own state in files."""
 
     def __init__(self, follows: "Follows"):
         super().__init__(name="fit_state")
@@ -234,7 +233,7 @@ class _StateInFiles(keras.layers.Layer):
             store[name] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        """Load what there is."""
+        """Load the variables that the file has."""
         for name, variable in self._named.items():
             if name in store:
                 variable.assign(np.array(store[name]))
@@ -242,18 +241,18 @@ class _StateInFiles(keras.layers.Layer):
 
 
 class Follows:
-    """What an optimizer follows in a fit.
+    """The schedules that an optimizer follows in a fit.
 
     Args:
         model: The model.
         optimizer: The optimizer.
         owner: The callback.
         rate: Schedule of the learning rate.
-        momentum: Schedule of the momentum, where it has one that can be scheduled.
+        momentum: Schedule of the momentum, if the optimizer's can be scheduled.
         name: The expression that reaches the optimizer from the model.
         state: The state of the search for a plateau, whose first entry is a factor.
-        least_momentum: What an SGD without momentum gets, which then keeps it.
-        leave: Called at the end, when the optimizer is as it was.
+        least_momentum: The momentum that SGD without one gets, and keeps.
+        leave: Called at the end, once the optimizer is restored.
     """
 
     def __init__(
@@ -277,7 +276,7 @@ class Follows:
         _build(model, optimizer)
         is_compiled = name == "optimizer"
         if is_compiled and isinstance(compile_config(model).get("optimizer"), str):
-            # Its file would have the class alone.
+            # A file would record only its class.
             set_saved_optimizer(model, optimizer)
         self.config = optimizer.get_config()
         scope = fit_scope.scope_of(model)
@@ -296,7 +295,7 @@ class Follows:
         )
         schedules = memory.setdefault("schedules", {})
         if key not in schedules:
-            # The compiled step holds these.
+            # The compiled step refers to these variables, so they are reused.
             schedules[key] = tuple(
                 schedule
                 and FitSchedule(schedule, self.named["start"], self.named.get(name))
@@ -352,7 +351,7 @@ class Follows:
         return undo
 
     def show(self, schedule: Schedule) -> None:
-        """Let files that are written from now on have this learning rate."""
+        """Make files written from now on contain this learning rate."""
         rate = keras.optimizers.schedules.serialize(schedule)
         self.config["learning_rate"] = rate
         inner = (self._stand_in or {}).get("config", {})
@@ -362,7 +361,7 @@ class Follows:
 
     @property
     def state(self) -> tuple[float, ...]:
-        """The state of the search for a plateau."""
+        """Return the state of the search for a plateau."""
         return tuple(float(x) for x in ops.convert_to_numpy(self.named["plateau"]))
 
     @state.setter
@@ -371,7 +370,7 @@ class Follows:
 
     @property
     def start(self) -> int:
-        """The count of batches at the schedules' step 0."""
+        """Return the number of batches seen at the schedules' step 0."""
         return int(ops.convert_to_numpy(self.named["start"]))
 
     @start.setter
@@ -380,7 +379,7 @@ class Follows:
 
 
 def rate_of(name: str) -> str:
-    """What a callback changes that schedules the optimizer of this name."""
+    """Describe what a callback that schedules this optimizer changes."""
     return f"learning rate of {name!r}"
 
 
@@ -389,21 +388,21 @@ def _mixin(ours: type) -> type:
 
 
 def _hyperparameters(optimizer: Any) -> Iterator[tuple[str, Any]]:
-    """The numbers and options that the compiled step takes from an optimizer."""
+    """Return the optimizer's numbers and options that the compiled step bakes in."""
     for name, value in vars(optimizer).items():
         if isinstance(value, int | float | str | None) and name != "built":
             yield name, value
 
 
 def _serialized(saved: Any, optimizer: Any) -> Any:
-    """What a file is to name instead of an optimizer whose class is another now."""
+    """Return what a file names in place of an optimizer whose class was exchanged."""
     if optimizer not in (saved, getattr(saved, "inner_optimizer", None)):
         return None
     return keras.saving.serialize_keras_object(saved)
 
 
 def _build(model: keras.Model, optimizer: Any) -> None:
-    """Make the slots where it can be done already."""
+    """Build the slots, if that is possible already."""
     if optimizer.built or not model.built or not model.trainable_variables:
         return
     if optimizer is core_optimizer(model):
@@ -412,7 +411,7 @@ def _build(model: keras.Model, optimizer: Any) -> None:
 
 
 def _give_momentum(model: keras.Model, optimizer: Any, momentum: float) -> None:
-    """Let an SGD without momentum have one, with a velocity to keep."""
+    """Give SGD without momentum one, with a velocity that it keeps."""
     optimizer.momentum = momentum
     if optimizer.built:
         with variable_scope(model):

@@ -1,4 +1,4 @@
-"""An optimizer that gives each layer a learning rate of its own."""
+"""An optimizer with a separate learning rate for each layer."""
 
 import re
 import weakref
@@ -15,7 +15,7 @@ from keras_trainkit._training.optimizer import converted, has_schedule
 from keras_trainkit._types import Tensor
 from keras_trainkit.optimizers._momentum import ScheduledBeta, ScheduledMomentum
 
-# The mixins, besides Keras's class, that let the momentum be a schedule.
+# The mixins that, added to Keras's class, let the momentum be a schedule.
 _MIXINS = {
     "SGD": ScheduledMomentum,
     "Adam": ScheduledBeta,
@@ -32,15 +32,15 @@ _NAMES = (
 class Layerwise(keras.optimizers.Optimizer):
     """A mixin: the learning rate times a factor that depends on the layer.
 
-    Where Keras's own class on PyTorch updates all variables at once, this one goes from
-    variable to variable.
+    On PyTorch, Keras's own class updates all variables at once; this one updates them
+    one by one.
     """
 
-    # A dict from patterns to factors, or the factor of the lowest layer alone.
+    # A dict from patterns to factors, or just the factor of the lowest layer.
     multipliers: dict[str, float] | float
     weight_decay: float | None
     _factors: tuple[float, ...] = ()
-    # The layers that were given as keys, to tell them from others of their names.
+    # The layers passed as keys, to tell them from others with the same name.
     _keys: tuple[weakref.ref, ...] = ()
 
     def __init__(self, *args, multipliers=1.0, **kwargs):
@@ -50,7 +50,7 @@ class Layerwise(keras.optimizers.Optimizer):
         self.multipliers = multipliers
 
     def build(self, variables):
-        """Make the slots, and find each variable's factor."""
+        """Build the slots and find each variable's factor."""
         if self.built:
             return
         super().build(variables)
@@ -61,7 +61,7 @@ class Layerwise(keras.optimizers.Optimizer):
             self._factors = tuple(_by_depth(variables, self.multipliers))
 
     def factor(self, variable: Any) -> float:
-        """What the learning rate of a variable is multiplied with."""
+        """Return the factor of a variable's learning rate."""
         return self._factors[self._get_variable_index(variable)]
 
     def update_step(self, gradient: Tensor, variable: Any, learning_rate: Tensor):
@@ -70,7 +70,7 @@ class Layerwise(keras.optimizers.Optimizer):
         return super().update_step(gradient, variable, rate)
 
     def _apply_weight_decay(self, variables):
-        # Keras takes off `weight_decay * learning_rate` of a variable.
+        # Keras subtracts `weight_decay * learning_rate` times the variable.
         whole = self.weight_decay
         if not whole:
             return
@@ -107,26 +107,26 @@ _CLASSES = dict(_make_classes())
 def layerwise(
     optimizer: keras.optimizers.Optimizer, rates: Mapping[Any, float] | slice
 ) -> keras.optimizers.Optimizer:
-    """The same optimizer, with a learning rate of its own for each layer.
+    """Return the same optimizer with a separate learning rate for each layer.
 
-    It is a single Keras optimizer: the rates hold in the compiled step, follow a
-    schedule or `kt.callbacks.OneCycle` (every layer in its proportion), take the weight
-    decay along, and are saved with the model. Other ways to scale a layer's learning,
-    such as its gradients, do nothing in Adam, which divides the scale out again.
+    The result is a single Keras optimizer: the rates apply in the compiled step, follow
+    a schedule or `kt.callbacks.OneCycle` (each layer in proportion), scale the weight
+    decay too, and are saved with the model. Scaling the gradients of a layer instead
+    has no effect in Adam, which divides the scale out again.
 
     Args:
-        optimizer: One of Keras's or of `kt.optimizers`; it is left as it is.
+        optimizer: One of Keras's or of `kt.optimizers`; it is left unchanged.
         rates: Either a dict from layers to multipliers of the optimizer's rate, 0 or
-            more: a key is a layer, or a regular expression that
-            matches the whole of the name or path of a layer (those around it count
-            too) or the path of a variable; the first that means a variable counts, and
-            what none means has the multiplier 1. Or `slice(low, high)`: the rates
-            (> 0) of the lowest and the highest of the layers that train, with a
-            constant ratio from each to the next. The optimizer's rate is then `high`;
-            if it is a schedule it stays, and the lowest layer has `low / high` of it.
+            more. A key is a layer, or a regular expression that matches the whole name
+            or path of a layer (or of one that contains it) or the whole path of a
+            variable; the first matching key counts, and a variable that no key matches
+            has the multiplier 1. Or `slice(low, high)`: the rates (> 0) of the lowest
+            and the highest of the layers that train, with a constant ratio from each to
+            the next. The optimizer's rate is then `high`; if it is a schedule it is
+            kept, and the lowest layer has `low / high` of it.
 
     Returns:
-        A new optimizer, with the state that the other has.
+        A new optimizer with the state of `optimizer`.
 
     Raises:
         ValueError: If an argument is wrong; when built, if a key matches no layer.
@@ -164,7 +164,7 @@ def layerwise(
 
 
 def _is(optimizer: Any, name: str, ours: type) -> bool:
-    """Whether an optimizer is Keras's of a name, ours of it, or a layer-wise one."""
+    """Whether an optimizer is Keras's class of a name, ours, or a layer-wise one."""
     cls = type(optimizer)
     public = getattr(keras.optimizers, name)
     return isinstance(optimizer, public) and (
@@ -185,7 +185,7 @@ def _check_slice(rates: slice) -> tuple[float, float]:
 
 
 def _check_dict(rates: Any) -> tuple[dict[str, float], tuple[weakref.ref, ...]]:
-    """The factors by expressions, and the layers among the keys."""
+    """Return the factors by regular expression, and the layers among the keys."""
     if not isinstance(rates, Mapping):
         reject("rates", rates, "a dict from layers to multipliers, or a slice of rates")
     checked, layers = {}, []
@@ -206,7 +206,7 @@ def _check_dict(rates: Any) -> tuple[dict[str, float], tuple[weakref.ref, ...]]:
 
 
 def _by_depth(variables: list[Any], lowest: float) -> Iterator[float]:
-    """The factor of each variable, from that of the lowest layer up to 1."""
+    """Return the factor of each variable, from that of the lowest layer up to 1."""
     layers = [variable.path.rpartition("/")[0] for variable in variables]
     depth = {path: number for number, path in enumerate(dict.fromkeys(layers))}
     top = max(len(depth) - 1, 1)
@@ -217,9 +217,9 @@ def _by_depth(variables: list[Any], lowest: float) -> Iterator[float]:
 def _by_name(
     variables: list[Any], multipliers: dict[str, float], keys: Iterable[Layer]
 ) -> Iterator[float]:
-    """The factor of each variable by the names of what is around it."""
+    """Return the factor of each variable by the names of the layers that contain it."""
     names: dict[int, set[str]] = {id(v): {v.path} for v in variables}
-    # An optimizer is told the variables alone, whose paths do not name the models that
+    # An optimizer receives only the variables, whose paths do not name the models that
     # a layer is in.
     related = _related(set(names))
     known = {v.path for v in variables}.union(*map(_names, related))
@@ -248,9 +248,9 @@ def _names(layer: Layer) -> set[str]:
 
 
 def _related(variables: set[int]) -> list[Layer]:
-    """The layers with weights of any model that has one of these variables.
+    """Return the layers with weights of all models that own one of these variables.
 
-    Frozen layers of the model are among them, and none of another living model.
+    Includes frozen layers of these models, but no layers of other live models.
     """
     living = [(layer, {id(w) for w in layer.weights}) for layer in live_layers()]
     family = set(variables).union(*(ids for _, ids in living if ids & variables))
@@ -258,7 +258,7 @@ def _related(variables: set[int]) -> list[Layer]:
 
 
 def _check_keys(keys: Iterable[Layer], related: list[Layer]) -> None:
-    """Raise if a layer that was given as a key is of another model."""
+    """Raise if a layer passed as a key belongs to another model."""
     ours = {id(layer) for layer in related}
     for layer in keys:
         if layer.weights and id(layer) not in ours:
@@ -266,7 +266,7 @@ def _check_keys(keys: Iterable[Layer], related: list[Layer]) -> None:
 
 
 def _check_not_shared(pattern: str, related: list[Layer], variables: set[int]) -> None:
-    """Raise if a plain name is that of two layers, neither of them inside the other."""
+    """Raise if two layers have the same plain name, neither inside the other."""
     name = pattern.replace("\\", "")
     if not is_plain(name):
         return

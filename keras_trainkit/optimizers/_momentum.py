@@ -19,12 +19,12 @@ class Scheduled(keras.optimizers.Optimizer):
 
     _HYPERPARAMETER: str
     _value: float | Schedule
-    # The value within a step, so that it is computed once and not for each variable.
+    # The value in a step, computed once and not for each variable.
     _current: Tensor | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # A schedule with a state keeps it in this optimizer's variables, from the
+        # A schedule with a state keeps it in this optimizer's variables from the
         # beginning: a checkpoint loads into variables of the same number and order.
         rate: Any = kwargs.get("learning_rate", args[0] if args else None)
         bind = getattr(rate, "bind", None)
@@ -45,12 +45,12 @@ class Scheduled(keras.optimizers.Optimizer):
 
     @property
     def momentum_schedule(self) -> Schedule | None:
-        """The schedule of the momentum, or None where it is a constant."""
+        """Return the schedule of the momentum; None if it is a constant."""
         return self._value if isinstance(self._value, LearningRateSchedule) else None
 
     @momentum_schedule.setter
     def momentum_schedule(self, schedule: Schedule) -> None:
-        # A step that is compiled already does not see the change.
+        # A step that was already compiled would not see the change.
         self._set(schedule)
 
     def apply(self, grads, trainable_variables=None):
@@ -83,12 +83,12 @@ class Scheduled(keras.optimizers.Optimizer):
 
 
 class ScheduledMomentum(Scheduled):
-    """What makes `keras.optimizers.SGD` take a schedule."""
+    """A mixin that makes `keras.optimizers.SGD` accept a momentum schedule."""
 
     _HYPERPARAMETER = "momentum"
 
     def __init__(self, learning_rate=0.01, momentum=0.0, nesterov=False, **kwargs):
-        # Keras wants a float; any but 0 gets the slots.
+        # Keras expects a float; any value but 0 creates the slots.
         scheduled = isinstance(momentum, LearningRateSchedule)
         super().__init__(
             learning_rate,
@@ -100,11 +100,11 @@ class ScheduledMomentum(Scheduled):
 
     @property
     def momentum(self):
-        """The momentum of the current step."""
+        """Return the momentum of the current step."""
         value = self._get()
         if self.momentum_schedule is None or keras.backend.backend() != "torch":
             return value
-        # Keras's update for PyTorch leaves the velocity alone where momentum == 0.
+        # Keras's update for PyTorch does not update the velocity if momentum == 0.
         return max(float(value), 1e-30)
 
     @momentum.setter
@@ -112,7 +112,7 @@ class ScheduledMomentum(Scheduled):
         self._set(value)
 
     def build(self, variables):
-        """Make the slots, the velocity too where the momentum is a schedule."""
+        """Build the slots, including the velocity if the momentum is a schedule."""
         schedule, self._value = self._value, 1.0 if self._value else 0.0
         try:
             super().build(variables)
@@ -136,13 +136,13 @@ class ScheduledMomentum(Scheduled):
 
 
 class ScheduledBeta(Scheduled):
-    """The members of Adam's family, whose momentum is `beta_1`."""
+    """A mixin for the Adam family, whose momentum is `beta_1`."""
 
     _HYPERPARAMETER = "beta_1"
 
     @property
     def beta_1(self):
-        """The first moment's decay at the current step."""
+        """Return the first moment's decay at the current step."""
         value = self._get()
         if self.momentum_schedule is None or keras.backend.backend() != "torch":
             return value
@@ -207,7 +207,7 @@ class AdamW(ScheduledBeta, backend_class(keras.optimizers.AdamW)):  # type: igno
 
     Args:
         learning_rate: A float or a `LearningRateSchedule`.
-        weight_decay: Fraction of the weights, times the rate, to take off each step.
+        weight_decay: Fraction of the weights, times the rate, to subtract each step.
         beta_1: A float or a `LearningRateSchedule` of the batches seen.
         **kwargs: As in `keras.optimizers.AdamW`.
 

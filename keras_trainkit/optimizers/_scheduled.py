@@ -9,7 +9,7 @@ from keras_trainkit._training.optimizer import copy_for, core_optimizer, own_cla
 from keras_trainkit._types import Schedule
 from keras_trainkit.optimizers import _momentum as optimizers
 
-# From the classes that Keras instantiates to those with a schedulable momentum.
+# Maps Keras's classes to ours, whose momentum can be a schedule.
 _SCHEDULABLE = {
     backend_class(keras.optimizers.SGD): optimizers.SGD,
     backend_class(keras.optimizers.Adam): optimizers.Adam,
@@ -19,7 +19,7 @@ _SCHEDULABLE = {
 
 
 def momentum_name(optimizer: keras.optimizers.Optimizer) -> str | None:
-    """What the optimizer calls its momentum; None if it cannot be scheduled."""
+    """Return the name of the optimizer's momentum; None if it cannot be scheduled."""
     cls = schedulable(optimizer)
     return cls._HYPERPARAMETER if cls else None
 
@@ -30,15 +30,14 @@ def with_schedules(
     momentum: Schedule | None = None,
     cls: type | None = None,
 ) -> keras.optimizers.Optimizer:
-    """A copy of the model's optimizer, its state included, that follows schedules.
+    """Copy the model's optimizer, including its state, to follow schedules.
 
     Args:
         model: The model.
-        learning_rate: The learning rate, most often a schedule.
-        momentum: Schedule of the momentum, where `momentum_name` is not None.
-        cls: Class of the copy, where a schedule's state then stays out of the
-            variables; by default that of the optimizer, or ours where a schedule needs
-            it.
+        learning_rate: The learning rate, usually a schedule.
+        momentum: Schedule of the momentum, if `momentum_name` is not None.
+        cls: Class of the copy; a schedule's state then stays out of the variables. By
+            default that of the optimizer, or ours if a schedule needs it.
     """
     optimizer = core_optimizer(model)
     changes = {"learning_rate": learning_rate}
@@ -54,10 +53,10 @@ def with_schedules(
 
 
 def as_of_now(model: keras.Model) -> keras.optimizers.Optimizer:
-    """A copy of the model's optimizer that makes its next update with the next batch.
+    """Copy the model's optimizer so that the next batch is the next update.
 
-    It has the state, and the learning rate and momentum of the present step, which a
-    callback may schedule. Gradients are not accumulated over several batches.
+    The copy has the state, and the learning rate and momentum of the current step, even
+    if a callback schedules them. Gradients are not accumulated over several batches.
     """
     optimizer = core_optimizer(model)
     changes: dict[str, Any] = {"learning_rate": _number(optimizer.learning_rate)}
@@ -79,6 +78,6 @@ def _number(value: Any) -> float:
 
 
 def schedulable(optimizer: keras.optimizers.Optimizer) -> Any:
-    """The class of an optimizer like this one whose momentum may be a schedule."""
+    """Return the class like this optimizer's whose momentum may be a schedule."""
     cls = own_class(optimizer)
     return cls if issubclass(cls, optimizers.Scheduled) else _SCHEDULABLE.get(cls)

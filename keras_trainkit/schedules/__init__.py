@@ -1,6 +1,6 @@
 """Learning-rate schedules: functions of the step, evaluated in the compiled step.
 
-Each works wherever Keras takes a `LearningRateSchedule`. Keras has more:
+Each works wherever Keras accepts a `LearningRateSchedule`. Keras itself has
 `ExponentialDecay`, `InverseTimeDecay`, `PolynomialDecay`, `PiecewiseConstantDecay`,
 `CosineDecay` and `CosineDecayRestarts` in `keras.optimizers.schedules`.
 """

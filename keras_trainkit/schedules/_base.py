@@ -1,4 +1,4 @@
-"""What every schedule shares: exact steps, and schedules inside schedules."""
+"""Helpers of every schedule: exact steps, and schedules inside schedules."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def register(cls):
 
 
 def as_step(step: Any) -> Tensor:
-    """The step as a tensor, of an integer type if it was an integer.
+    """Return the step as a tensor, of an integer type if it was an integer.
 
     float32 cannot distinguish 2**24 from 2**24 + 1, so sums and differences of steps
     are computed on integers.
@@ -30,13 +30,13 @@ def as_step(step: Any) -> Tensor:
 
 
 def steps_since(step: Tensor, start: float) -> Tensor:
-    """`step - start` as a float; exact if the difference is small."""
+    """Return `step - start` as a float; exact if the difference is small."""
     whole = math.floor(start)
     return ops.cast(step - whole, "float32") - (start - whole)
 
 
 def progress(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
-    """The fractions from `start` to `end` that are done and left, in [0, 1]."""
+    """Return the fractions done and left between `start` and `end`, in [0, 1]."""
     length = end - start
     behind = ops.clip(steps_since(step, start) / length, 0.0, 1.0)
     ahead = ops.clip(-steps_since(step, end) / length, 0.0, 1.0)
@@ -44,20 +44,20 @@ def progress(step: Tensor, start: float, end: float) -> tuple[Tensor, Tensor]:
 
 
 def check_schedule(name: str, schedule: Any) -> Schedule:
-    """Return `schedule`, or raise unless it is one."""
+    """Return `schedule`; raise if it is not a schedule."""
     if not isinstance(schedule, LearningRateSchedule):
         reject(name, schedule, "a LearningRateSchedule")
     return schedule
 
 
 def serialize(schedule: Schedule) -> dict:
-    """A schedule as part of another's config."""
+    """Serialize a schedule as part of another's config."""
     return keras.optimizers.schedules.serialize(schedule)
 
 
 def deserialize(config: Any) -> Schedule:
-    """The schedule of a config; a schedule is returned as it is."""
-    # `check_schedule` refuses what is neither.
+    """Return the schedule of a config; a schedule is returned unchanged."""
+    # `check_schedule` raises on anything else.
     if not isinstance(config, dict) or "class_name" not in config:
         return config
     return keras.saving.deserialize_keras_object(config)
@@ -67,7 +67,7 @@ Anneal = Callable[[float, float, Tensor, Tensor], Tensor]
 
 
 def linear(start: float, end: float, behind: Tensor, ahead: Tensor) -> Tensor:
-    """A line from `start` to `end`; `behind` and `ahead` are as in `progress`."""
+    """A line from `start` to `end`; `behind` and `ahead` come from `progress`."""
     low, share = (start, behind) if start < end else (end, ahead)
     return low + abs(end - start) * share
 

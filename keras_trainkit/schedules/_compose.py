@@ -1,4 +1,4 @@
-"""Schedules made of schedules."""
+"""Schedules that are composed of other schedules."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +20,12 @@ from keras_trainkit.schedules._decay import check_increasing
 
 @_base.register
 class Lambda(LearningRateSchedule):
-    """Any function of the step.
+    """A schedule from any function of the step.
 
     Args:
         fn: Callable that takes the step, an integer scalar tensor, and returns the
-            rate. It is compiled with the training step, so it must be made of
-            `keras.ops`. To be saved with a model it must be registered with
+            rate. It is compiled with the training step, so it must use `keras.ops`. To
+            be saved with a model it must be registered with
             `keras.saving.register_keras_serializable`.
 
     Examples:
@@ -57,13 +57,13 @@ class Lambda(LearningRateSchedule):
 
 @_base.register
 class Delay(LearningRateSchedule):
-    """A schedule that begins at another step than 0.
+    """A schedule that begins at a step other than 0.
 
-    `schedule(t - steps)`; before its beginning, the value it begins with.
+    `schedule(t - steps)`; before it begins, its first value.
 
     Args:
         schedule: The schedule.
-        steps: Step at which it begins; negative if it has begun before step 0.
+        steps: Step at which it begins; negative if it began before step 0.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -85,13 +85,13 @@ class Delay(LearningRateSchedule):
 
 @_base.register
 class Warmup(LearningRateSchedule):
-    """A linear warm-up in front of any schedule.
+    """A linear warm-up before any schedule.
 
     `schedule(0) * (f + (1 - f) * t / w)` while `t < w`, then `schedule(t - w)`, with
     `w = warmup_steps` and `f = start_factor`.
 
     Args:
-        schedule: What follows.
+        schedule: The schedule that follows the warm-up.
         warmup_steps: Length of the warm-up.
         start_factor: Fraction of the schedule's first rate at step 0, in `[0, 1]`.
 
@@ -131,7 +131,7 @@ class Warmup(LearningRateSchedule):
 
 
 class _Several(LearningRateSchedule):
-    """What the compositions of several schedules share."""
+    """Base class of schedules composed of several."""
 
     def __init__(self, schedules: Sequence[Schedule]):
         self.schedules = [
@@ -147,7 +147,7 @@ class _Several(LearningRateSchedule):
 
 @_base.register
 class Sequential(_Several):
-    """One schedule after the other, each of which counts its own steps from 0.
+    """One schedule after another, each counting its own steps from 0.
 
     Args:
         schedules: The schedules, in order.
@@ -190,7 +190,7 @@ class Chained(_Several):
     """The product of schedules.
 
     Args:
-        schedules: The schedules; give those that act as factors the initial value 1.
+        schedules: The schedules; those that act as factors should start at 1.
 
     Examples:
         >>> import keras_trainkit as kt

@@ -18,12 +18,12 @@ from keras_trainkit.schedules._base import LearningRateSchedule
 
 @_base.register
 class Cyclic(LearningRateSchedule):
-    """Triangles between two rates, again and again.
+    """Cyclical learning rate: a triangle wave between two rates.
 
-    From `base_lr` up to a peak in `step_size_up` steps and down in `step_size_down`.
-    The peak is `max_lr` in each cycle (`"triangular"`), or its height over `base_lr`
-    halves from cycle to cycle (`"triangular2"`), or shrinks by `gamma ** t`
-    (`"exp_range"`). The values are those of PyTorch's `CyclicLR`.
+    The rate rises from `base_lr` to a peak in `step_size_up` steps and falls back in
+    `step_size_down`. The peak is `max_lr` in each cycle (`"triangular"`), or its height
+    above `base_lr` halves from cycle to cycle (`"triangular2"`), or shrinks by
+    `gamma ** t` (`"exp_range"`). The values match PyTorch's `CyclicLR`.
 
     Args:
         base_lr: The lower rate.
@@ -96,14 +96,14 @@ class Cyclic(LearningRateSchedule):
 
 @_base.register
 class CyclicMomentum(Cyclic):
-    """The momentum beside `Cyclic`: lowest where the rate is highest.
+    """The momentum to use with `Cyclic`: lowest where the rate is highest.
 
-    For the `momentum` or `beta_1` of `kt.optimizers`. The values are those of PyTorch's
+    For the `momentum` or `beta_1` of `kt.optimizers`. The values match PyTorch's
     `CyclicLR` with `cycle_momentum=True`.
 
     Args:
         base_momentum: The momentum at the peak of the rate.
-        max_momentum: The momentum at the lower rate, at least `base_momentum`.
+        max_momentum: The momentum at the lowest rate, at least `base_momentum`.
         step_size_up: As in `Cyclic`.
         step_size_down: As in `Cyclic`.
         mode: As in `Cyclic`.
@@ -134,7 +134,7 @@ class CyclicMomentum(Cyclic):
         if self.max_momentum < self.base_momentum:
             expected = f">= base_momentum={self.base_momentum:g}"
             reject("max_momentum", max_momentum, expected)
-        # The cycle of what is taken away from the upper momentum.
+        # The cycle of the amount subtracted from the upper momentum.
         depth = self.max_momentum - self.base_momentum
         super().__init__(
             0.0, max(depth, 1e-12), step_size_up, step_size_down, mode, gamma

@@ -16,12 +16,12 @@ from keras_trainkit.schedules._base import LearningRateSchedule
 class Power(LearningRateSchedule):
     """Power scheduling: `initial / (1 + t / steps) ** power` at step `t`.
 
-    With `power=1` the rate is a half after `steps` steps, a third after `2 steps`, and
-    falls ever more slowly.
+    With `power=1` the rate is `initial / 2` after `steps` steps, `initial / 3` after
+    `2 * steps`, and falls more and more slowly.
 
     Args:
         initial: Rate at step 0.
-        steps: Steps until `1 / 2 ** power` of the rate is left.
+        steps: Steps until the rate has fallen to `1 / 2 ** power` of `initial`.
         power: The exponent, more than 0.
 
     Examples:
@@ -55,8 +55,8 @@ class NaturalExponential(LearningRateSchedule):
         initial: Rate at step 0.
         decay_steps: Steps in which the rate falls by the factor `exp(-decay_rate)`.
         decay_rate: Nepers per `decay_steps`, more than 0.
-        staircase: Whether to fall once every `decay_steps` instead of at each step,
-            with `floor(t / decay_steps)` in the exponent.
+        staircase: Whether the rate falls once every `decay_steps` instead of at each
+            step, with `floor(t / decay_steps)` in the exponent.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -101,8 +101,8 @@ class Step(LearningRateSchedule):
 
     Args:
         initial: Rate at step 0.
-        step_size: Steps between two falls.
-        gamma: Factor of a fall, more than 0.
+        step_size: Steps between two reductions.
+        gamma: Factor of each reduction, more than 0.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -133,15 +133,15 @@ class Step(LearningRateSchedule):
 
 @_base.register
 class MultiStep(LearningRateSchedule):
-    """The rate falls by a factor at each milestone.
+    """Multi-step decay: the rate falls by a factor at each milestone.
 
     `initial * gamma ** n`, with `n` the number of milestones `<= t`.
 
     Args:
         initial: Rate at step 0.
-        milestones: Steps at which the rate falls, in order; one that is given twice
-            counts twice.
-        gamma: Factor of a fall, more than 0.
+        milestones: Steps at which the rate falls, in order; a repeated one counts
+            twice.
+        gamma: Factor of each reduction, more than 0.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -173,16 +173,16 @@ class MultiStep(LearningRateSchedule):
 
 @_base.register
 class Multiplicative(LearningRateSchedule):
-    """The rate is multiplied by a factor at each step.
+    """Multiplicative decay: the rate is multiplied by a factor at each step.
 
-    `initial * fn(1) * fn(2) * ... * fn(t)`. The product is taken beforehand, for as
-    many steps as `total_steps`; later steps have the last one.
+    `initial * fn(1) * fn(2) * ... * fn(t)`. The products are computed in advance for
+    `total_steps` steps; later steps have the last value.
 
     Args:
         initial: Rate at step 0.
-        fn: From a step, an `int`, to the factor at that step, at least 0. To be saved
-            with a model, the table of factors is what counts, not the function.
-        total_steps: Steps of the training.
+        fn: Function from a step, an `int`, to the factor at that step, at least 0. A
+            saved model contains the table of factors, not the function.
+        total_steps: Number of steps of the training.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -260,7 +260,7 @@ class Linear(LearningRateSchedule):
 
 @_base.register
 class Constant(LearningRateSchedule):
-    """The same value at every step, to be composed with others.
+    """The same value at every step, to compose with other schedules.
 
     Args:
         value: The value, at least 0.
@@ -284,7 +284,7 @@ class Constant(LearningRateSchedule):
 def check_increasing(
     name: str, values: Sequence[int], strictly: bool = True
 ) -> list[int]:
-    """Return `values` as a list, or raise unless they are increasing steps >= 1."""
+    """Return `values` as a list; raise unless they are increasing steps >= 1."""
     items = check_items(name, values, "a list of steps")
     steps = [check_integer(name, value, minimum=1) for value in items]
     if not steps or sorted(set(steps) if strictly else steps) != steps:

@@ -17,7 +17,7 @@ class LinearCosine(LearningRateSchedule):
     """Linear cosine decay.
 
     `initial * ((alpha + l) * c + beta)` at step `t`, with `l = 1 - t / steps` and
-    `c = (1 + cos(2 pi num_periods t / steps)) / 2`. From `t = steps` on it is held.
+    `c = (1 + cos(2 pi num_periods t / steps)) / 2`. It is constant from `t = steps` on.
 
     Args:
         initial: Scale of the rate.
@@ -75,16 +75,16 @@ class LinearCosine(LearningRateSchedule):
 class NoisyLinearCosine(LinearCosine):
     """Linear cosine decay with noise on its linear part.
 
-    As `LinearCosine`, with `l + eps_t` for `l`; `eps_t` is normal with mean 0 and
-    variance `initial_variance / (1 + t) ** variance_decay`. The noise of a step is a
-    function of the seed and the step alone, so that a resumed training sees the same,
-    on every backend.
+    Like `LinearCosine`, with `l + eps_t` in place of `l`, where `eps_t` is normal with
+    mean 0 and variance `initial_variance / (1 + t) ** variance_decay`. The noise
+    depends only on the seed and the step, so a resumed training sees the same noise, on
+    every backend.
 
     Args:
         initial: Scale of the rate.
         steps: Length of the decay.
         initial_variance: Variance of the noise at step 0.
-        variance_decay: How fast the variance falls.
+        variance_decay: Exponent of the decay of the variance.
         num_periods: Number of cosine periods.
         alpha: Added to the linear part.
         beta: Added to the product, in units of `initial`.
@@ -134,9 +134,9 @@ class NoisyLinearCosine(LinearCosine):
 
 
 def _standard_normal(seed: int, step: Tensor) -> Tensor:
-    """A normal number for each (seed, step), by the Box-Muller transform.
+    """Return a normal number for each (seed, step), by the Box-Muller transform.
 
-    `keras.random` takes no tensor as a seed, and the backends' own generators differ.
+    `keras.random` accepts no tensor as a seed, and the backends' generators differ.
     """
     step = ops.cast(step, "int32")
     radius = ops.sqrt(-2.0 * ops.log(_uniform(seed, 2 * step)))
@@ -144,7 +144,7 @@ def _standard_normal(seed: int, step: Tensor) -> Tensor:
 
 
 def _uniform(seed: int, counter: Tensor) -> Tensor:
-    """A number in (0, 1) for each (seed, counter), by an integer hash.
+    """Return a number in (0, 1) for each (seed, counter), by an integer hash.
 
     The hash is C. Wellons's `lowbias32` (2018), in 32-bit integers that wrap around.
     """
@@ -157,7 +157,7 @@ def _uniform(seed: int, counter: Tensor) -> Tensor:
 
 
 def _xor_shift(x: Tensor, bits: int) -> Tensor:
-    # The shift of a signed integer copies the sign; the mask takes it away.
+    # Shifting a signed integer right copies the sign bit; the mask removes it.
     shifted = ops.bitwise_and(ops.bitwise_right_shift(x, bits), (1 << (32 - bits)) - 1)
     return ops.bitwise_xor(x, shifted)
 

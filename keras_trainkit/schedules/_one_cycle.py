@@ -17,7 +17,7 @@ from keras_trainkit.schedules._base import LearningRateSchedule
 
 
 class _Cycle(LearningRateSchedule):
-    """Phases that lead from one value to the next; the last value is held."""
+    """Base class: phases from one value to the next; then the last value holds."""
 
     def __init__(self, total_steps, pct_start, anneal, three_phase):
         self.total_steps = check_integer("total_steps", total_steps, minimum=2)
@@ -65,23 +65,23 @@ class OneCycle(_Cycle):
 
     With `p = pct_start`, `T = total_steps` and the peak at step `pT - 1`, the rate
     rises from `max_lr / div_factor` to `max_lr` and falls to
-    `max_lr / (div_factor * final_div_factor)` at step `T - 1`; it is held there. With
-    `three_phase` it falls symmetrically to where it began, by step `2pT - 2`, and from
-    there to the end. Each phase follows half a cosine or a straight line. The values
-    are those of PyTorch's `OneCycleLR`.
+    `max_lr / (div_factor * final_div_factor)` at step `T - 1`, where it stays. With
+    `three_phase` it falls symmetrically to its first value by step `2pT - 2`, and then
+    to its last. Each phase follows half a cosine or a straight line. The values match
+    PyTorch's `OneCycleLR`.
 
     Args:
         max_lr: The highest rate.
         total_steps: Length of the cycle in steps (batches), at least 2.
         pct_start: Fraction of the steps in which the rate rises, in `(0, 1)`; below
             0.5 with `three_phase`.
-        div_factor: The peak over the first rate, at least 1.
-        final_div_factor: The first rate over the last, more than 0.
+        div_factor: Ratio of the peak to the first rate, at least 1.
+        final_div_factor: Ratio of the first rate to the last, more than 0.
         anneal: `"cos"` or `"linear"`.
         three_phase: Whether the fall has two phases.
 
     Returns:
-        The rate of a step, a float32 scalar.
+        The rate at a step, a float32 scalar.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -131,11 +131,11 @@ class OneCycle(_Cycle):
 
 @_base.register
 class OneCycleMomentum(_Cycle):
-    """Momentum of the 1cycle policy: it falls while the rate rises, and the reverse.
+    """Momentum of the 1cycle policy: it falls while the rate rises, and vice versa.
 
-    From `max_momentum` to `base_momentum` at the peak of the rate and back, on the
-    phases of `OneCycle`; with `three_phase` it is held in the last one. For the
-    `momentum` or `beta_1` of the optimizers in `kt.optimizers`.
+    It goes from `max_momentum` to `base_momentum` at the peak of the rate and back, in
+    the phases of `OneCycle`; with `three_phase` it is constant in the last phase. For
+    the `momentum` or `beta_1` of the optimizers in `kt.optimizers`.
 
     Args:
         total_steps: Length of the cycle in steps (batches), at least 2.
@@ -147,7 +147,7 @@ class OneCycleMomentum(_Cycle):
         three_phase: Whether the rate's fall has two phases.
 
     Returns:
-        The momentum of a step, a float32 scalar.
+        The momentum at a step, a float32 scalar.
 
     Examples:
         >>> import keras_trainkit as kt

@@ -1,4 +1,4 @@
-"""A schedule that performance can lower."""
+"""A schedule that a callback can lower when progress stalls."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ from keras_trainkit.schedules._base import LearningRateSchedule
 
 @_base.register
 class Reducible(LearningRateSchedule):
-    """A schedule times a factor that is lowered from outside: `factor * schedule(t)`.
+    """A schedule times a factor that a callback lowers: `factor * schedule(t)`.
 
-    What `kt.callbacks.PlateauSchedule` installs. The factor, and with it the state of
-    the search for a plateau, is a variable of the optimizer, so that it is part of the
+    `kt.callbacks.PlateauSchedule` installs it. The factor and the rest of the state of
+    the search for a plateau are a variable of the optimizer, so they are part of the
     compiled step and of every checkpoint.
 
     Args:
         schedule: The schedule.
         state: `(factor, best, wait, cooldown)`: the factor, the best value of the
-            monitored quantity, the epochs since, and the epochs left to cool down.
+            monitored quantity, the epochs since then, and the epochs of cooldown left.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -34,7 +34,7 @@ class Reducible(LearningRateSchedule):
     """
 
     FRESH = (1.0, 3e38, 0.0, 0.0)
-    """The state at first. Any value is better than the best: JSON has no infinity."""
+    """Return the initial state; its best is a huge number, as JSON has no infinity."""
 
     def __init__(self, schedule: Schedule, state: Sequence[float] = FRESH):
         self.schedule = _base.check_schedule("schedule", _base.deserialize(schedule))
@@ -63,7 +63,7 @@ class Reducible(LearningRateSchedule):
         return self._variable is not None
 
     def around(self, schedule: Schedule) -> "Reducible":
-        """The same state around another schedule."""
+        """Return the same state around another schedule."""
         other = Reducible(schedule, self.state)
         other._variable = self._variable
         return other

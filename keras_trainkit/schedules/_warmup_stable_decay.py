@@ -25,24 +25,25 @@ _DECAYS = {**_base.ANNEALS, "1-sqrt": _one_minus_sqrt}
 
 @_base.register
 class WarmupStableDecay(LearningRateSchedule):
-    """Rise, stay, fall: the schedule of trainings whose length is not fixed beforehand.
+    """Warmup-stable-decay: for trainings whose length is not fixed in advance.
 
-    The rate rises in a line from 0 to `max_lr` in `warmup_steps`, stays there, and
-    falls to `final_lr` in the last `decay_steps` of `total_steps`. As the middle is
-    constant, one training can be stopped at several lengths: load a checkpoint of the
-    middle and decay from there.
+    The rate rises linearly from 0 to `max_lr` in `warmup_steps`, stays there, and falls
+    to `final_lr` in the last `decay_steps` of `total_steps`. Because the middle part is
+    constant, one training run gives models of several lengths: load a checkpoint from
+    the middle part and decay from there.
 
     Args:
-        max_lr: The rate of the middle.
-        total_steps: Steps of the whole training.
-        warmup_steps: Steps of the rise; 0 for none.
-        decay_steps: Steps of the fall, which ends at step `total_steps - 1`.
-        final_lr: The rate of the last step.
-        decay: `"1-sqrt"`: `max_lr (1 - sqrt(p))` at the fraction `p` of the fall, which
-            did best in the comparison below; `"linear"`; or `"cos"`.
+        max_lr: The rate of the constant part.
+        total_steps: Number of steps of the whole training.
+        warmup_steps: Steps of the warm-up; 0 for none.
+        decay_steps: Steps of the decay, which ends at step `total_steps - 1`.
+        final_lr: The rate at the last step.
+        decay: `"1-sqrt"`: `max_lr (1 - sqrt(p))` at the fraction `p` of the decay, the
+            best in the comparison referenced below; `"linear"`; or `"cos"`.
 
     Raises:
-        ValueError: If an argument is wrong, or rise and fall are longer than the whole.
+        ValueError: If an argument is wrong, or if warm-up and decay together are longer
+            than the whole.
 
     Examples:
         >>> import keras_trainkit as kt
