@@ -52,6 +52,49 @@ def own_topics(path):
             yield parts[1]
 
 
+def private_reaches(path):
+    """What a file takes from inside another folder, as (line, dotted name).
+
+    The modules of level 0 are what all folders share; the others are reached through
+    their public names.
+    """
+    name, aliases = topic(path), set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            taken = [(alias.name, alias.asname) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            taken = [
+                (f"{node.module}.{a.name}", a.asname or a.name) for a in node.names
+            ]
+        else:
+            continue
+        for dotted, alias in taken:
+            package, *parts = dotted.split(".")
+            if package != "keras_trainkit":
+                continue
+            aliases.add(alias or package)
+            own = parts and parts[0] in (name, "__version__")
+            inside = parts[1:] if parts and parts[0] in LEVELS[0] else parts
+            if not own and any(part.startswith("_") for part in inside):
+                yield node.lineno, dotted
+    for node in ast.walk(tree):
+        # `layers._mc`, `kt.layers._mc` of an imported package.
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            parts = ast.unparse(node).split(".")
+            if parts[0] in aliases and not node.attr.startswith("__"):
+                yield node.lineno, ".".join(parts)
+
+
+def test_no_folder_reaches_into_another():
+    reaches = [
+        f"{path.relative_to(ROOT)}:{line} {dotted}"
+        for path in FILES
+        for line, dotted in private_reaches(path)
+    ]
+    assert reaches == []
+
+
 def test_every_topic_has_a_level():
     assert {topic(path) for path in FILES} - {"__init__"} <= set(LEVEL)
 

@@ -7,8 +7,7 @@ from helpers import save_and_load
 from keras import layers
 
 import keras_trainkit as kt
-from keras_trainkit.uncertainty import mc_predict
-from keras_trainkit.uncertainty._mc_graph import mc_graph
+from keras_trainkit.uncertainty import mc_graph, mc_predict
 
 X = np.random.default_rng(0).normal(size=(7, 8, 8, 1)).astype("float32")
 STEPS = np.random.default_rng(1).normal(size=(5, 6, 4)).astype("float32")
@@ -80,7 +79,7 @@ def test_the_graph_gives_what_mc_predict_does(name):
     make, x, task = CASES[name]
     model = make()
     before = [np.array(w) for w in model.get_weights()]
-    found = mc_graph(model, 20, 3, task).predict(x, verbose=0)
+    found = mc_graph(model, 20, seed=3, task=task).predict(x, verbose=0)
     wanted = expected(model, x, task)
     assert sorted(found) == list(wanted)
     for key, value in wanted.items():
@@ -95,7 +94,7 @@ def test_it_saves_and_what_no_dropout_reaches_runs_once(tmp_path):
     x = layers.Flatten()(layers.Conv2D(4, 3, name="once")(inputs))
     x = layers.Dense(16, name="once_too")(x)
     model = keras.Model(inputs, layers.Dense(2)(layers.Dropout(0.5)(x)))
-    graph = mc_graph(model, 20, 3, None)
+    graph = mc_graph(model, 20, seed=3)
     loaded = save_and_load(graph, tmp_path)
     for key, value in expected(model, X, None).items():
         np.testing.assert_allclose(loaded.predict(X, verbose=0)[key], value, atol=1e-5)

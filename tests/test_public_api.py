@@ -90,6 +90,16 @@ def test_every_result_reads_the_same_way():
     assert all(issubclass(result, Report) for result in results)
 
 
+def test_every_callback_can_be_had_from_one_place():
+    callbacks = {
+        value
+        for value in PUBLIC.values()
+        if inspect.isclass(value) and issubclass(value, keras.callbacks.Callback)
+    }
+    assert len(callbacks) > 13
+    assert callbacks <= set(vars(kt.callbacks).values())
+
+
 TOPICS = {n: m for n, m in vars(kt).items() if inspect.ismodule(m) and n[0] != "_"}
 
 

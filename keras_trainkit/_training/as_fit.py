@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_trainkit._keras import patched
 from keras_trainkit._keras.fitting import only_step
 from keras_trainkit._training.batches import as_array, columns, text_as_tensor
 
@@ -15,7 +16,17 @@ Batch = tuple[Any, Any, Any]
 
 def has_own_fit(model: keras.Model) -> bool:
     """Whether the `fit` of a model is not Keras's, such as one that preprocesses."""
-    return type(model).fit is not keras.Model.fit or "fit" in vars(model)
+    return getattr(model.fit, "__func__", None) is not keras.Model.fit
+
+
+@contextlib.contextmanager
+def prepared(model: keras.Model) -> Iterator[None]:
+    """Inside, `model.fit` is Keras's: the data are what the model's own made of them.
+
+    For data that `batch_as_fit` returned, or that a running `fit` has.
+    """
+    with patched([(model, "fit", keras.Model.fit.__get__(model))]):
+        yield
 
 
 def has_own_step(model: keras.Model) -> bool:

@@ -8,10 +8,12 @@ from typing import Any
 
 from keras_trainkit._checks import reject
 from keras_trainkit._keras.fitting import fit_arguments
-from keras_trainkit.lr_finder import LRFinderResult, analyse
-from keras_trainkit.lr_finder._find import find_in_fit
+from keras_trainkit._training.as_fit import prepared
+from keras_trainkit.lr_finder import LRFinderResult, analyse, find_lr
 
 RATE_FILE = "keras_trainkit_rate.json"
+# What `find_lr` takes of the arguments of a fit.
+_DATA = ("x", "y", "batch_size", "sample_weight", "class_weight")
 
 
 def automatic_rate(callback: Any, argument: str, rule: str) -> float:
@@ -49,7 +51,8 @@ def automatic_rate(callback: Any, argument: str, rule: str) -> float:
             # The batches used here would be missing from the training.
             expected = f"a rate for data that can be read once; {instead}"
             reject(argument, "auto", expected)
-        found = find_in_fit(callback.model, fit)
+        with prepared(callback.model):
+            found = find_lr(callback.model, **{name: fit[name] for name in _DATA})
         where = f"found in {len(found.lrs)} steps"
     rate = _rate(found, argument, rule)
     for file in files:

@@ -12,10 +12,10 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
+from keras_trainkit._training.scheduled import momentum_name
 from keras_trainkit.callbacks._automatic_rate import automatic_rate
 from keras_trainkit.callbacks._schedule_callback import ScheduleCallback
 from keras_trainkit.lr_finder import LRFinderResult
-from keras_trainkit.optimizers._scheduled import momentum_name
 
 
 class OneCycle(ScheduleCallback):

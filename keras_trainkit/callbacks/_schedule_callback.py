@@ -7,12 +7,12 @@ import keras
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import batch_count
 from keras_trainkit._training import fit_scope
+from keras_trainkit._training.follow import Follows, rate_of
 from keras_trainkit._training.several_optimizers import (
     optimizer_to_schedule,
     watch_first_step,
 )
 from keras_trainkit._types import Schedule
-from keras_trainkit.optimizers._follow import Follows, rate_of
 
 # These callbacks set the learning rate too, and would overwrite the schedule.
 _RIVALS = (

@@ -3,6 +3,7 @@
 from keras_trainkit.diagnostics._check_up import check_up as check_up
 from keras_trainkit.diagnostics._finding import CheckUp as CheckUp
 from keras_trainkit.diagnostics._finding import Finding as Finding
+from keras_trainkit.diagnostics._monitor import Monitor as Monitor
 from keras_trainkit.diagnostics._self_normalization import (
     SelfNormalizationReport as SelfNormalizationReport,
 )

@@ -10,14 +10,14 @@ import numpy as np
 from keras import layers
 
 from keras_trainkit._keras import sublayers
+from keras_trainkit._training.as_fit import prepared
 from keras_trainkit._training.optimizer import core_optimizer
 from keras_trainkit.diagnostics._curves import curve_findings, overfitting
 from keras_trainkit.diagnostics._finding import Finding
 from keras_trainkit.diagnostics._probe import neighbours_agree
 from keras_trainkit.diagnostics._subject import Subject
 from keras_trainkit.diagnostics._trial import Run, Trial, penalty
-from keras_trainkit.lr_finder import LRFinderResult
-from keras_trainkit.lr_finder._find import find_in_fit
+from keras_trainkit.lr_finder import LRFinderResult, find_lr
 
 _FEWEST, _MOST, _RANGE_TEST, _ONE_BATCH = 60, 200, 100, 150
 # The loss over the reference: below the first a training gets on, above the second it
@@ -124,16 +124,16 @@ def _look_closer(results: Results) -> None:
     """Another rate, one batch alone, and the data without the network."""
     subject, trial = results.subject, results.trial
     trial.reset()
-    fit = {
-        "x": subject.x,
-        "y": subject.y,
-        "sample_weight": subject.weights,
-        "class_weight": None,
-        "batch_size": subject.batch_size,
-    }
-    results.found = find_in_fit(
-        subject.model, fit, num_steps=_RANGE_TEST, seed=subject.seed
-    )
+    with prepared(subject.model):
+        results.found = find_lr(
+            subject.model,
+            subject.x,
+            subject.y,
+            sample_weight=subject.weights,
+            batch_size=subject.batch_size,
+            num_steps=_RANGE_TEST,
+            seed=subject.seed,
+        )
     rate, own = results.found.suggestion, results.rate
     if rate is None and own and own < _TINY:
         # So short a test may see no descent where there is one.

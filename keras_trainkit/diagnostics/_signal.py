@@ -14,8 +14,8 @@ from keras_trainkit._training.as_fit import batch_as_fit, step_as_fit
 from keras_trainkit._training.batches import batches_of, is_arrays
 from keras_trainkit._training.optimizer import install
 from keras_trainkit._training.recording import gradients_of, leaves, outputs
+from keras_trainkit._training.scheduled import as_of_now
 from keras_trainkit._training.state import as_it_was
-from keras_trainkit.optimizers._scheduled import as_of_now
 
 # The bounds of the activations that have some.
 _BOUNDS = {

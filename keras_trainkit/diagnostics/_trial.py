@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_trainkit._training.as_fit import step_as_fit
 from keras_trainkit._training.optimizer import core_optimizer, install, own_schedule
+from keras_trainkit._training.scheduled import with_schedules
 from keras_trainkit.diagnostics._subject import Subject, has_batch_norm, take
-from keras_trainkit.optimizers._scheduled import with_schedules
 
 _CHECKPOINTS = 10
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import (
     arithmetic_sign_bit,
     computing_in,
@@ -17,6 +17,7 @@ from keras_trainkit._keras import (
     sublayers,
 )
 from keras_trainkit._model.graph import is_graph, read
+from keras_trainkit.uncertainty import mc_graph
 
 
 class Inference(keras.Model):
@@ -41,6 +42,13 @@ class Inference(keras.Model):
             return found
         # A signature takes neither lists in dicts nor dicts in lists.
         return found if not _is_nested(found) else keras.tree.flatten(found)
+
+
+def sampled(model: keras.Model, samples: int, seed: int, task: str | None) -> Any:
+    """What a file with `mc_samples`, `mc_seed` and `mc_task` is made of."""
+    check_integer("mc_samples", samples, minimum=1)
+    check_integer("mc_seed", seed, minimum=0)
+    return mc_graph(model, samples, seed=seed, task=task)
 
 
 def _is_nested(value):

@@ -13,6 +13,11 @@ import numpy as np
 from keras_trainkit._checks import check_choice, check_positive, reject
 from keras_trainkit._model.compare import check_same, outputs, random_inputs
 from keras_trainkit._model.graph import is_graph
+from keras_trainkit._model.quantized import (
+    as_constants,
+    check_trained,
+    quantized_layers,
+)
 from keras_trainkit.export._files import convert_elsewhere, converting, whole_file
 from keras_trainkit.export._inference import (
     Inference,
@@ -20,6 +25,7 @@ from keras_trainkit.export._inference import (
     flat_inputs,
     input_specs,
     plain_operations,
+    sampled,
     unrolled,
 )
 from keras_trainkit.export._int4 import pack_int4
@@ -27,12 +33,6 @@ from keras_trainkit.export._litert_float import float_probabilities
 from keras_trainkit.export._litert_run import LiteRTRunner, set_order, tensorflow_ops
 from keras_trainkit.export._remedies import describe
 from keras_trainkit.export._selective import quantize_selectively
-from keras_trainkit.quantization._layer import (
-    as_constants,
-    check_trained,
-    quantized_layers,
-)
-from keras_trainkit.uncertainty._mc_graph import mc_graph
 
 # The root mean square of the error that each may make, relative to that of the outputs:
 # beyond, the file is not the model. Single outputs may be off by more, and what that
@@ -141,7 +141,7 @@ def to_litert(
         if quantization in _CALIBRATED:
             expected = 'None, "float16" or "dynamic" with mc_samples'
             reject("quantization", quantization, expected)
-        model = mc_graph(model, mc_samples, mc_seed, mc_task)
+        model = sampled(model, mc_samples, mc_seed, mc_task)
     _check_drop(model, quantization, representative_data, max_drop, labels)
     specs = input_specs(model)
     arrays = None

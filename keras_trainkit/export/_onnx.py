@@ -16,22 +16,26 @@ from keras_trainkit._checks import reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._model.quantized import (
+    as_constants,
+    check_trained,
+    quantized_layers,
+)
 from keras_trainkit._training.batches import as_array
 from keras_trainkit.export._files import (
     convert_elsewhere,
     converting,
     whole_file,
 )
-from keras_trainkit.export._inference import Inference, input_specs, plain_operations
+from keras_trainkit.export._inference import (
+    Inference,
+    input_specs,
+    plain_operations,
+    sampled,
+)
 from keras_trainkit.export._onnx_int8 import integer_weights
 from keras_trainkit.export._onnx_torch import convert_torch
 from keras_trainkit.export._remedies import describe
-from keras_trainkit.quantization._layer import (
-    as_constants,
-    check_trained,
-    quantized_layers,
-)
-from keras_trainkit.uncertainty._mc_graph import mc_graph
 
 _CONVERT = """
 from keras_trainkit.export._onnx import convert
@@ -89,7 +93,7 @@ def to_onnx(
     """
     _graph.check_graph(model)
     if mc_samples is not None:
-        model = mc_graph(model, mc_samples, mc_seed, mc_task)
+        model = sampled(model, mc_samples, mc_seed, mc_task)
     input_specs(model)  # Raises for strings.
     quantized = bool(quantized_layers(model))
     if quantized:

@@ -12,6 +12,7 @@ from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_same, random_inputs
 from keras_trainkit._model.copy import remake
+from keras_trainkit._model.dropout import AlwaysOn
 from keras_trainkit._model.graph import REMOVED, Call, Graph
 from keras_trainkit._model.kinds import (
     CONVOLUTIONS,
@@ -22,7 +23,6 @@ from keras_trainkit._model.kinds import (
     channels_first,
 )
 from keras_trainkit.folding import fold_batch_norm
-from keras_trainkit.layers._mc_dropout import AlwaysOn
 
 _DTYPES = (None, "float16", "bfloat16")
 # What rounding all weights and activations to the dtype may do to the outputs.

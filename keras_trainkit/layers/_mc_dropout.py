@@ -2,13 +2,10 @@
 
 import keras
 
+from keras_trainkit._model.dropout import AlwaysOn
 from keras_trainkit.layers._axis import check_not_empty
 
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
-
-
-class AlwaysOn:
-    """Base class of all layers whose dropout is active at inference."""
 
 
 class _Dropping(AlwaysOn):

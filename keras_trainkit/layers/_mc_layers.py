@@ -1,22 +1,10 @@
 """Recurrent and attention layers whose own dropout stays on at inference."""
 
-import functools
-
 import keras
 
-from keras_trainkit.layers._mc_dropout import AlwaysOn
+from keras_trainkit._model.dropout import AlwaysOn, in_training
 
 _register = keras.saving.register_keras_serializable(package="keras_trainkit")
-
-
-def in_training(call):
-    """Wrap `call` so that it always runs with `training=True`; same signature."""
-
-    @functools.wraps(call)
-    def always(*args, **kwargs):
-        return call(*args, **{**kwargs, "training": True})
-
-    return always
 
 
 @_register

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import keras
 
 from keras_trainkit._checks import check_integer, reject, reject_model
 from keras_trainkit._model.select import Selector
+from keras_trainkit._training.as_fit import has_own_fit
 from keras_trainkit._training.state import as_it_was
 from keras_trainkit._training.trainable import training_alone
 from keras_trainkit.lr_finder._analyse import (
@@ -140,27 +140,6 @@ def find_lr(
     return _searched(search, min_lr, max_lr, num_steps, confirm, test)
 
 
-def find_in_fit(
-    model: keras.Model,
-    fit: dict[str, Any],
-    num_steps: int | None = None,
-    seed: int = 0,
-) -> LRFinderResult:
-    """`find_lr` on the data of a fit that is beginning.
-
-    Args:
-        model: The model.
-        fit: The arguments of Keras's own `fit`, which a `fit` of the model's own may
-            have prepared: they go to Keras's.
-        num_steps: As in `find_lr`.
-        seed: As in `find_lr`.
-    """
-    names = ("x", "y", "batch_size", "sample_weight", "class_weight")
-    given = {name: fit[name] for name in names}
-    search = _Search(model, **given, seed=seed, own_fit=False)
-    return _searched(search, MIN_LR, MAX_LR, num_steps, None, {})
-
-
 def _searched(search, min_lr, max_lr, num_steps, confirm, test) -> LRFinderResult:
     if confirm is not None:
         check_integer("confirm", confirm, minimum=2)
@@ -188,13 +167,9 @@ def _searched(search, min_lr, max_lr, num_steps, confirm, test) -> LRFinderResul
 class _Search:
     """Runs tests on a model, each from the state in which it is."""
 
-    def __init__(
-        self, model, x, y, batch_size, sample_weight, class_weight, seed, own_fit=True
-    ):
-        own_fit = own_fit and type(model).fit is not keras.Model.fit
-        self._fit = model.fit if own_fit else partial(keras.Model.fit, model)
+    def __init__(self, model, x, y, batch_size, sample_weight, class_weight, seed):
         self._model = model
-        self._given = x, y, sample_weight, class_weight, own_fit
+        self._given = x, y, sample_weight, class_weight, has_own_fit(model)
         self._batch_size, self._seed = batch_size, seed
         self._data: FitData | None = FitData(*self._given)
         self.where: Any = None
@@ -227,7 +202,7 @@ class _Search:
                 if self.verbose:
                     print(f"find_lr: {test.phase}")
                 with test.installed(model):
-                    self._fit(**options, callbacks=[Watch(test)], verbose=self.verbose)
+                    model.fit(**options, callbacks=[Watch(test)], verbose=self.verbose)
         except BaseException as error:
             # TensorFlow reports an error in the data as one of its own.
             if data.error is not None:

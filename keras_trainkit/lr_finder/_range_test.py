@@ -19,6 +19,7 @@ from keras_trainkit._training.optimizer import (
     save_like,
     set_optimizer,
 )
+from keras_trainkit._training.scheduled import with_schedules
 from keras_trainkit._training.several_optimizers import (
     Movements,
     optimizer_named,
@@ -30,7 +31,6 @@ from keras_trainkit.lr_finder._analyse import (
     analyse,
     exploded,
 )
-from keras_trainkit.optimizers._scheduled import with_schedules
 from keras_trainkit.schedules import Delay, Lambda
 
 

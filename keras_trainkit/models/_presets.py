@@ -14,12 +14,12 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
-from keras_trainkit._training.recording import leaves
-from keras_trainkit.callbacks import OneCycle
-from keras_trainkit.diagnostics._self_normalization import (
+from keras_trainkit._model.self_normalizing import (
     layer_problem,
     standardization_problem,
 )
+from keras_trainkit._training.recording import leaves
+from keras_trainkit.callbacks import OneCycle
 
 _OPTIMIZERS = ("sgd", "rmsprop", "nadam")
 

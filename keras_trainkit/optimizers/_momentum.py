@@ -1,85 +1,18 @@
 """Optimizers whose momentum may be a schedule."""
 
-from typing import Any
-
 import keras
 from keras import ops
 
-from keras_trainkit._checks import reject
-from keras_trainkit._keras import backend_class, step_counter
-from keras_trainkit._types import Schedule, Tensor
+from keras_trainkit._keras import backend_class
+from keras_trainkit._training.scheduled import Scheduled, schedules_for_keras
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
-_register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
-
-class Scheduled(keras.optimizers.Optimizer):
-    """A mixin that lets one hyperparameter, `_HYPERPARAMETER`, be a schedule."""
-
-    _HYPERPARAMETER: str
-    _value: float | Schedule
-    # The value in a step, computed once and not for each variable.
-    _current: Tensor | None = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        # A schedule with a state keeps it in this optimizer's variables from the
-        # beginning: a checkpoint loads into variables of the same number and order.
-        rate: Any = kwargs.get("learning_rate", args[0] if args else None)
-        bind = getattr(rate, "bind", None)
-        if bind:
-            bind(self.add_variable)
-
-    def _get(self) -> Tensor:
-        if not isinstance(self._value, LearningRateSchedule):
-            return self._value
-        if self._current is not None:
-            return self._current
-        return self._value(step_counter(self))
-
-    def _set(self, value: float | Schedule) -> None:
-        if not isinstance(value, LearningRateSchedule | int | float):
-            reject(self._HYPERPARAMETER, value, "a number or a LearningRateSchedule")
-        self._value = value
-
-    @property
-    def momentum_schedule(self) -> Schedule | None:
-        """Return the schedule of the momentum; None if it is a constant."""
-        return self._value if isinstance(self._value, LearningRateSchedule) else None
-
-    @momentum_schedule.setter
-    def momentum_schedule(self, schedule: Schedule) -> None:
-        # A step that was already compiled would not see the change.
-        self._set(schedule)
-
-    def apply(self, grads, trainable_variables=None):
-        """Update all variables, with the momentum of this step."""
-        schedule = self.momentum_schedule
-        if schedule is None:
-            return super().apply(grads, trainable_variables)
-        self._current = schedule(step_counter(self))
-        try:
-            return super().apply(grads, trainable_variables)
-        finally:
-            self._current = None
-
-    def get_config(self) -> dict:
-        config = super().get_config()
-        schedule = self.momentum_schedule
-        if schedule is not None:
-            config[self._HYPERPARAMETER] = keras.optimizers.schedules.serialize(
-                schedule
-            )
-        return config
-
-    @classmethod
-    def from_config(cls, config: dict, custom_objects: dict | None = None):
-        value = config.get(cls._HYPERPARAMETER)
-        if isinstance(value, dict):
-            schedule = keras.saving.deserialize_keras_object(value, custom_objects)
-            config = {**config, cls._HYPERPARAMETER: schedule}
-        return super().from_config(config, custom_objects)
+def _register(cls):
+    """Make an optimizer loadable, and the one to take in place of Keras's own."""
+    schedules_for_keras(cls, cls.__bases__[1])
+    return keras.saving.register_keras_serializable(package="keras_trainkit")(cls)
 
 
 class ScheduledMomentum(Scheduled):

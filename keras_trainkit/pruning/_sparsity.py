@@ -1,13 +1,16 @@
 """How much of a kernel is pruned, as a function of the step."""
 
+import keras
 from keras import ops
 
 from keras_trainkit._checks import check_in_range, check_integer, check_positive, reject
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
-from keras_trainkit.schedules._base import LearningRateSchedule, as_step, register
+
+_register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
-class Sparsity(LearningRateSchedule):
+class Sparsity(keras.optimizers.schedules.LearningRateSchedule):
     """What the sparsity schedules share.
 
     Args:
@@ -29,7 +32,7 @@ class Sparsity(LearningRateSchedule):
         }
 
 
-@register
+@_register
 class PolynomialSparsity(Sparsity):
     """Sparsity that rises fast at first and slower as fewer weights are left.
 
@@ -82,7 +85,7 @@ class PolynomialSparsity(Sparsity):
         return {**super().get_config(), "initial": self.initial, "power": self.power}
 
 
-@register
+@_register
 class ConstantSparsity(Sparsity):
     """The same sparsity at every step that prunes.
 

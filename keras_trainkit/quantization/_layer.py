@@ -1,15 +1,13 @@
 """The wrapper around each layer that is quantized."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import activations, ops
 
-from keras_trainkit._checks import reject
-from keras_trainkit._keras import native_dilation, patched, sublayers
+from keras_trainkit._keras import patched
+from keras_trainkit._model.quantized import QuantizedLayer
 from keras_trainkit._types import Tensor
 from keras_trainkit.quantization import _kinds
 from keras_trainkit.quantization._fake import Range, fake_quantize_kernel
@@ -20,7 +18,7 @@ _NEGLIGIBLE = 12.0
 
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
-class Quantized(keras.layers.Wrapper):
+class Quantized(QuantizedLayer, keras.layers.Wrapper):
     """A Keras layer whose kernel, inputs and outputs are rounded as LiteRT rounds them.
 
     `quantize_aware` makes these. The layer inside is Keras's own, with its float
@@ -195,6 +193,14 @@ class Quantized(keras.layers.Wrapper):
             variable.assign(ops.where(frozen, value, now))
         return ops.where(frozen, with_moving, with_batch)
 
+    def constants(self) -> list[tuple[Any, str, Any]]:
+        """The kernels, or what a BatchNormalization alone does, and the ranges."""
+        arrays = {n: ops.convert_to_numpy(k) for n, k in self.rounded_kernels().items()}
+        if self.alone:
+            arrays = _scale_and_shift(self.layer)
+        ranges = [(part, "_constant", part.value) for part in self.ranges]
+        return [(self, "_constant", arrays), *ranges]
+
     def get_config(self):
         return {
             **super().get_config(),
@@ -245,32 +251,3 @@ def _scale_and_shift(norm: keras.layers.BatchNormalization) -> dict[str, Any]:
     at = [norm(np.full(shape, v, "float32"), training=False) for v in (0, 1)]
     shift, both = (np.ravel(ops.convert_to_numpy(y)) for y in at)
     return {"scale": both - shift, "shift": shift}
-
-
-@contextlib.contextmanager
-def as_constants(model: keras.Model) -> Iterator[None]:
-    """Lets a model have its kernels and ranges as constants, for a converter."""
-    changes: list[tuple[Any, str, Any]] = []
-    for layer in quantized_layers(model):
-        kernels = layer.rounded_kernels()
-        arrays = {name: ops.convert_to_numpy(k) for name, k in kernels.items()}
-        if layer.alone:
-            arrays = _scale_and_shift(layer.layer)
-        changes.append((layer, "_constant", arrays))
-        changes += [(part, "_constant", part.value) for part in layer.ranges]
-    with patched(changes), native_dilation():
-        yield
-
-
-def quantized_layers(model: keras.layers.Layer) -> list[Quantized]:
-    """All quantized layers in a model."""
-    return [layer for layer in sublayers(model) if isinstance(layer, Quantized)]
-
-
-def check_trained(model: keras.Model) -> None:
-    """Raise unless all ranges are known, and 8 bits wide."""
-    for layer in quantized_layers(model):
-        if layer.activation_bits != 8:
-            reject("activation_bits", layer.activation_bits, '8 for "int8"')
-        if any(part.value is None for part in layer.ranges):
-            reject("model", model.name, "trained for a step or more, to have ranges")

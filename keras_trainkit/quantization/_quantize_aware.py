@@ -8,8 +8,9 @@ import keras
 from keras_trainkit._checks import check_choice, check_integer, reject
 from keras_trainkit._model.copy import live_copy
 from keras_trainkit._model.graph import check_graph, rebuild
+from keras_trainkit._model.quantized import quantized_layers
 from keras_trainkit._model.select import check_selectors
-from keras_trainkit.quantization._layer import Quantized, quantized_layers
+from keras_trainkit.quantization._layer import Quantized
 from keras_trainkit.quantization._opened import opened
 from keras_trainkit.quantization._operation import Operation, tensors_in
 from keras_trainkit.quantization._plan import Plan, kept_in, make_plan

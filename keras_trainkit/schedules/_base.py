@@ -18,17 +18,6 @@ def register(cls):
     return keras.saving.register_keras_serializable(package="keras_trainkit")(cls)
 
 
-def as_step(step: Any) -> Tensor:
-    """Return the step as a tensor, of an integer type if it was an integer.
-
-    float32 cannot distinguish 2**24 from 2**24 + 1, so sums and differences of steps
-    are computed on integers.
-    """
-    if isinstance(step, int):
-        return ops.convert_to_tensor(step, "int32")
-    return ops.convert_to_tensor(step)
-
-
 def steps_since(step: Tensor, start: float) -> Tensor:
     """Return `step - start` as a float; exact if the difference is small."""
     whole = math.floor(start)

@@ -12,6 +12,7 @@ from keras_trainkit._checks import (
     check_items,
     reject,
 )
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Schedule, Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -42,7 +43,7 @@ class Lambda(LearningRateSchedule):
         self.fn = fn
 
     def __call__(self, step: Any) -> Tensor:
-        return ops.cast(self.fn(_base.as_step(step)), "float32")
+        return ops.cast(self.fn(as_step(step)), "float32")
 
     def get_config(self) -> dict:
         return {"fn": keras.saving.serialize_keras_object(self.fn)}
@@ -77,7 +78,7 @@ class Delay(LearningRateSchedule):
         self.steps = check_integer("steps", steps, minimum=-(2**31))
 
     def __call__(self, step: Any) -> Tensor:
-        return self.schedule(ops.maximum(_base.as_step(step) - self.steps, 0))
+        return self.schedule(ops.maximum(as_step(step) - self.steps, 0))
 
     def get_config(self) -> dict:
         return {"schedule": _base.serialize(self.schedule), "steps": self.steps}
@@ -117,7 +118,7 @@ class Warmup(LearningRateSchedule):
         self.start_factor = check_in_range("start_factor", start_factor, 0, 1)
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         behind, ahead = _base.progress(step, 0, self.warmup_steps)
         rate = self.schedule(ops.maximum(step - self.warmup_steps, 0))
         return rate * _base.linear(self.start_factor, 1.0, behind, ahead)
@@ -174,7 +175,7 @@ class Sequential(_Several):
             reject("boundaries", boundaries, expected)
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         rate = self.schedules[0](step)
         for schedule, begin in zip(self.schedules[1:], self.boundaries, strict=True):
             later = schedule(ops.maximum(step - begin, 0))
@@ -205,7 +206,7 @@ class Chained(_Several):
     """
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         rate = self.schedules[0](step)
         for schedule in self.schedules[1:]:
             rate = rate * schedule(step)

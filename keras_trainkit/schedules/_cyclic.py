@@ -11,6 +11,7 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -70,7 +71,7 @@ class Cyclic(LearningRateSchedule):
             reject("gamma", gamma, "a number in (0, 1]")
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         length = self.step_size_up + self.step_size_down
         cycle = ops.floor_divide(step, length)
         place = step - cycle * length

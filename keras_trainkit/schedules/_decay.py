@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_integer, check_items, check_positive, reject
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -40,7 +41,7 @@ class Power(LearningRateSchedule):
         self.power = check_positive("power", power)
 
     def __call__(self, step: Any) -> Tensor:
-        t = ops.cast(_base.as_step(step), "float32")
+        t = ops.cast(as_step(step), "float32")
         return self.initial / ops.power(1.0 + t / self.steps, self.power)
 
     def get_config(self) -> dict:
@@ -81,7 +82,7 @@ class NaturalExponential(LearningRateSchedule):
         self.staircase = bool(staircase)
 
     def __call__(self, step: Any) -> Tensor:
-        decays = ops.cast(_base.as_step(step), "float32") / self.decay_steps
+        decays = ops.cast(as_step(step), "float32") / self.decay_steps
         if self.staircase:
             decays = ops.floor(decays)
         return self.initial * ops.exp(-self.decay_rate * decays)
@@ -120,7 +121,7 @@ class Step(LearningRateSchedule):
         self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, step: Any) -> Tensor:
-        falls = ops.floor_divide(_base.as_step(step), self.step_size)
+        falls = ops.floor_divide(as_step(step), self.step_size)
         return self.initial * ops.power(self.gamma, ops.cast(falls, "float32"))
 
     def get_config(self) -> dict:
@@ -159,7 +160,7 @@ class MultiStep(LearningRateSchedule):
         self.gamma = check_positive("gamma", gamma)
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         falls = sum(ops.cast(step >= m, "float32") for m in self.milestones)
         return self.initial * ops.power(self.gamma, falls)
 
@@ -215,7 +216,7 @@ class Multiplicative(LearningRateSchedule):
         self._rates = np.cumprod([self.initial, *self.factors]).astype("float32")
 
     def __call__(self, step: Any) -> Tensor:
-        place = ops.minimum(_base.as_step(step), self.total_steps - 1)
+        place = ops.minimum(as_step(step), self.total_steps - 1)
         return ops.take(self._rates, ops.cast(place, "int32"))
 
     def get_config(self) -> dict:
@@ -251,7 +252,7 @@ class Linear(LearningRateSchedule):
         self.steps = check_integer("steps", steps, minimum=1)
 
     def __call__(self, step: Any) -> Tensor:
-        behind, ahead = _base.progress(_base.as_step(step), 0, self.steps)
+        behind, ahead = _base.progress(as_step(step), 0, self.steps)
         return _base.linear(self.initial, self.final, behind, ahead)
 
     def get_config(self) -> dict:

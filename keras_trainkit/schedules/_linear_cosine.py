@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_finite, check_integer, check_positive
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -52,7 +53,7 @@ class LinearCosine(LearningRateSchedule):
         self.beta = check_finite("beta", beta)
 
     def __call__(self, step: Any) -> Tensor:
-        step = ops.minimum(_base.as_step(step), self.steps)
+        step = ops.minimum(as_step(step), self.steps)
         behind, ahead = _base.progress(step, 0, self.steps)
         cosine = (1 + ops.cos(2 * math.pi * self.num_periods * behind)) / 2
         line = self.alpha + ahead + self._noise(step)

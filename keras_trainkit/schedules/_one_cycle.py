@@ -11,6 +11,7 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -39,7 +40,7 @@ class _Cycle(LearningRateSchedule):
         raise NotImplementedError
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         anneal = _base.ANNEALS[self.anneal]
         values, bounds = self._values(), self._bounds
         result = ops.convert_to_tensor(values[-1], "float32")

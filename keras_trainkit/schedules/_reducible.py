@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_finite, check_items, reject
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Schedule, Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -83,7 +84,7 @@ class Reducible(LearningRateSchedule):
 
     def __call__(self, step: Any) -> Tensor:
         factor = self._state[0] if self._variable is None else self._variable[0]
-        return self.schedule(_base.as_step(step)) * factor
+        return self.schedule(as_step(step)) * factor
 
     def get_config(self) -> dict:
         return {"schedule": _base.serialize(self.schedule), "state": list(self.state)}

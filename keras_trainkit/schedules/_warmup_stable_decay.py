@@ -10,6 +10,7 @@ from keras_trainkit._checks import (
     check_positive,
     reject,
 )
+from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
 from keras_trainkit.schedules._base import LearningRateSchedule
@@ -81,7 +82,7 @@ class WarmupStableDecay(LearningRateSchedule):
             reject("final_lr", final_lr, f"<= max_lr={self.max_lr:g}")
 
     def __call__(self, step: Any) -> Tensor:
-        step = _base.as_step(step)
+        step = as_step(step)
         last = self.total_steps - 1
         behind, ahead = _base.progress(step, last - self.decay_steps, last)
         rate = _DECAYS[self.decay](self.max_lr, self.final_lr, behind, ahead)

@@ -26,6 +26,7 @@ from keras_trainkit.uncertainty._ensemble import (
     ensemble_prediction as ensemble_prediction,
 )
 from keras_trainkit.uncertainty._laplace import LastLayerLaplace as LastLayerLaplace
+from keras_trainkit.uncertainty._mc_graph import mc_graph as mc_graph
 from keras_trainkit.uncertainty._predict import mc_predict as mc_predict
 from keras_trainkit.uncertainty._prediction import MCPrediction as MCPrediction
 from keras_trainkit.uncertainty._rejection import aurc as aurc

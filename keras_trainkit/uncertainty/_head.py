@@ -9,10 +9,8 @@ from keras.layers import Layer
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.dropout import PURE_DROPOUTS, AlwaysOn
 from keras_trainkit._model.head import last_dense
-from keras_trainkit.layers._mc_dropout import AlwaysOn
-
-_DROPOUTS = (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout)
 
 
 def check_head(model: Any) -> tuple[Layer, list[Layer]]:
@@ -82,7 +80,7 @@ def body(model: keras.Model) -> keras.Model:
         if not isinstance(layer, Layer):
             return None
         on = layer in trained or isinstance(layer, AlwaysOn)
-        if on and isinstance(layer, _DROPOUTS):
+        if on and isinstance(layer, PURE_DROPOUTS):
             return _graph.REMOVED
         if isinstance(layer, AlwaysOn):
             exchanged.append(layer)

@@ -11,6 +11,7 @@ from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import functional_part, sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import distance, tolerance_of
+from keras_trainkit._model.dropout import PURE_DROPOUTS
 from keras_trainkit._model.inputs import random_inputs
 from keras_trainkit._model.opening import open_up
 from keras_trainkit.uncertainty._engine import SplitGraph, run
@@ -18,7 +19,6 @@ from keras_trainkit.uncertainty._noise import Noise, drops, mask_shape
 from keras_trainkit.uncertainty._predict import mc_predict, seed_words
 from keras_trainkit.uncertainty._prediction import MCPrediction
 
-_DROPOUTS = (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout)
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -60,12 +60,17 @@ class FixedMasks(layers.Layer):
 
 
 def mc_graph(
-    model: keras.Model, num_samples: int, seed: int, task: str | None
+    model: keras.Model,
+    num_samples: int = 100,
+    *,
+    seed: int = 0,
+    task: str | None = None,
 ) -> keras.Model:
     """A Functional model that outputs what `mc_predict` estimates.
 
-    The masks are those of `mc_predict(..., noise="shared", seed=seed)` and weights of
-    the model. The layers that no dropout reaches run once.
+    For what takes a model rather than a function: serving, `model.export`, a converter.
+    It has no randomness: the masks are those of `mc_predict(..., noise="shared",
+    seed=seed)`, as weights of the model. The layers that no dropout reaches run once.
 
     Args:
         model: A Sequential or Functional model with one output. It is not changed.
@@ -81,9 +86,24 @@ def mc_graph(
     Raises:
         ValueError: If a dropout is inside a recurrent or attention layer or the like,
             or a shape is not known.
+
+    Examples:
+        >>> import keras, numpy as np, keras_trainkit as kt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dropout(0.5),
+        ...     keras.layers.Dense(3, activation="softmax"),
+        ... ])
+        >>> served = kt.uncertainty.mc_graph(model, num_samples=20, seed=0)
+        >>> outputs = served.predict(np.ones((5, 4), "float32"), verbose=0)
+        >>> sorted(outputs), outputs["predictive_entropy"].shape
+        (['mean', 'mutual_information', 'predictive_entropy'], (5,))
+
+    Reference:
+        Y. Gal and Z. Ghahramani, Dropout as a Bayesian Approximation (2016),
+        arXiv:1506.02142.
     """
-    check_integer("mc_samples", num_samples, minimum=1)
-    check_integer("mc_seed", seed, minimum=0)
+    check_integer("num_samples", num_samples, minimum=1)
+    check_integer("seed", seed, minimum=0)
     _graph.check_graph(model)
     if len(model.outputs) != 1:
         reject("model", f"{len(model.outputs)} outputs", "a model with one output")
@@ -127,7 +147,7 @@ class _Built:
 
         for call in network.random:
             tensors = [get(edge) for edge in call.inputs]
-            if call.layer in dropping and isinstance(call.layer, _DROPOUTS):
+            if call.layer in dropping and isinstance(call.layer, PURE_DROPOUTS):
                 outputs = [self._masked(call.layer, tensors[0])]
             elif not set(dropping).isdisjoint(_parts(call.layer)):
                 kind = type(call.layer).__name__
@@ -142,7 +162,7 @@ class _Built:
 
     def _masked(self, layer, x):
         shape = tuple(x.shape[1:])
-        if not isinstance(layer, _DROPOUTS[1:]):
+        if not isinstance(layer, (layers.AlphaDropout, layers.GaussianDropout)):
             shape = mask_shape(layer, shape)
         if None in shape:
             expected = "one whose dropouts get known shapes, such as a fixed length"

@@ -15,8 +15,8 @@ from keras import layers, ops
 
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import patched, sublayers
+from keras_trainkit._model.dropout import PURE_DROPOUTS, in_training
 from keras_trainkit._model.kinds import channels_first
-from keras_trainkit.layers._mc_layers import in_training
 
 _GOLDEN = 0x9E3779B9
 # What Keras's AlphaDropout sets dropped units to: -scale * alpha of SELU.
@@ -150,7 +150,7 @@ class Noise:
 
 def drops(layer: Any) -> bool:
     """Whether a layer, without those inside it, drops anything in training."""
-    if isinstance(layer, (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout)):
+    if isinstance(layer, PURE_DROPOUTS):
         return layer.rate > 0
     if isinstance(layer, layers.RNN):
         return bool(_dropping_cells(layer))

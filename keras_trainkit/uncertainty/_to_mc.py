@@ -10,8 +10,8 @@ from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._keras import sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.copy import known_objects
+from keras_trainkit._model.dropout import AlwaysOn
 from keras_trainkit._model.opening import open_up
-from keras_trainkit.layers._mc_dropout import AlwaysOn
 from keras_trainkit.uncertainty._noise import drops
 
 

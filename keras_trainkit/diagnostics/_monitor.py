@@ -14,9 +14,9 @@ from keras_trainkit._training.as_fit import batch_as_fit
 from keras_trainkit._training.batches import columns, is_arrays
 from keras_trainkit._training.recording import leaves, outputs
 from keras_trainkit._training.state import as_it_was
-from keras_trainkit.diagnostics import Finding
 from keras_trainkit.diagnostics._check_batch import unit_findings
 from keras_trainkit.diagnostics._curves import curve_findings
+from keras_trainkit.diagnostics._finding import Finding
 from keras_trainkit.diagnostics._subject import take
 
 _BEFORE_A_SPIKE = 20

@@ -26,9 +26,8 @@ from keras_trainkit._keras.fitting import (
 )
 from keras_trainkit._training import fit_scope
 from keras_trainkit._training.optimizer import core_optimizer
+from keras_trainkit._training.scheduled import Scheduled, schedulable
 from keras_trainkit._types import Schedule, Tensor
-from keras_trainkit.optimizers._momentum import Scheduled
-from keras_trainkit.optimizers._scheduled import schedulable
 
 LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 
