@@ -24,14 +24,14 @@ FILES = {
     "one_cycle.png",
     "learning_curves.png",
     "certainty.png",
+    "front.png",
     "variants.png",
     "model.keras",
     "model_folded.keras",
-    "model_pruned.keras",
+    "model_compressed.keras",
     "trained.tflite",
-    "folded.tflite",
-    "folded_pruned.tflite",
     "folded_int8.tflite",
+    "compressed.tflite",
 }
 
 
@@ -56,9 +56,10 @@ def test_demo_writes_what_its_report_shows(demo_folder):
 def test_demo_tells_the_truth_about_its_files(demo_folder):
     report = (demo_folder / "report.md").read_text()
     data = kt.datasets.load("digits")
-    for name in ("trained", "folded_int8"):
-        told = re.search(rf"\({name}\.tflite\).*\| ([\d.]+)% \|", report).group(1)
-        outputs = kt.export.predict_litert(demo_folder / f"{name}.tflite", data.x_test)
+    for name in ("trained", "folded, int8", "compressed"):
+        told = re.search(rf"\| {name} \| LiteRT .* ([\d.]+)% \|", report).group(1)
+        file = demo_folder / f"{name.replace(', ', '_')}.tflite"
+        outputs = kt.export.predict_litert(file, data.x_test)
         accuracy = np.mean(outputs.argmax(-1) == data.y_test)
         assert float(told) == round(100 * accuracy, 2)
         assert accuracy > 0.8
@@ -69,8 +70,14 @@ def test_demo_tells_the_truth_about_its_files(demo_folder):
         folded.predict(data.x_test, verbose=0),
         atol=1e-5,
     )
-    pruned = keras.saving.load_model(demo_folder / "model_pruned.keras")
-    assert kt.pruning.sparsity_report(pruned).layers[0].sparsity == 0.5
+    compressed = keras.saving.load_model(demo_folder / "model_compressed.keras")
+    assert compressed.count_params() < 0.66 * model.count_params()
+    sizes = [
+        (demo_folder / name).stat().st_size
+        for name in ("trained.tflite", "compressed.tflite")
+    ]
+    assert 4 * sizes[1] <= sizes[0]
+    assert f"bytes <= {sizes[0] // 4}: reached" in report
 
 
 def test_a_folder_with_files_needs_force(demo_folder, capsys):

@@ -1,6 +1,5 @@
 """`keras-trainkit demo`: the whole path on real data."""
 
-import gzip
 import importlib.util
 import time
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 
 import keras_trainkit as kt
 from keras_trainkit.cli import _demo_figures as figures
-from keras_trainkit.cli._demo_report import Judgement, Results, Variant, render
+from keras_trainkit.cli._demo_report import Judgement, Results, render
 from keras_trainkit.cli._output import CommandError, whole_folder
 
 _NEEDS = {
@@ -21,7 +20,8 @@ _NEEDS = {
     "sklearn": "scikit-learn",
 }
 _NUM_SAMPLES = 100
-_SPARSITY = 0.5
+# The size to compress to, as a fraction of the float32 file.
+_BUDGET = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Plan:
 
 
 _PLANS = {
-    "digits": _Plan(epochs=30, batch_size=32),
+    "digits": _Plan(epochs=20, batch_size=32),
     "fashion_mnist": _Plan(epochs=25, batch_size=64),
     "cifar10": _Plan(epochs=15, batch_size=128, hidden_units=(512, 256, 128)),
 }
@@ -41,7 +41,7 @@ _PLANS = {
 def run_demo(
     name: str, out: Path, epochs: int | None = None, force: bool = False
 ) -> Path:
-    """Train, judge, fold, prune and export a network on real data.
+    """Check, train, judge, fold and compress a network on real data.
 
     Args:
         name: `"digits"`, `"fashion_mnist"` or `"cifar10"`.
@@ -95,13 +95,22 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     preset.compile(model)
     _say(f"{model.count_params():,} parameters")
 
-    _step(2, "Find the learning rate")
+    _step(2, "Check it up")
+    checked = kt.diagnostics.check_up(
+        model, *data.train, data.validation, batch_size=plan.batch_size
+    )
+    for finding in checked.findings:
+        _say(f"{finding}")
+    if checked.healthy:
+        _say("nothing is wrong with the data, the loss or the network")
+
+    _step(3, "Find the learning rate")
     found = kt.find_lr(model, *data.train, batch_size=plan.batch_size)
     figures.save(kt.plots.lr_finder(found), folder / "learning_rate.png")
     max_lr = found.one_cycle or preset.learning_rate
     _say(f"{max_lr:.3g} (the range test is {found.verdict})")
 
-    _step(3, f"Train {epochs} epochs on one cycle")
+    _step(4, f"Train {epochs} epochs on one cycle")
     steps = _Steps()
     history = model.fit(
         *data.train,
@@ -115,7 +124,7 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     figures.save_curves(history, folder / "learning_curves.png")
     model.save(folder / "model.keras")
 
-    _step(4, f"Ask {_NUM_SAMPLES} dropout samples how sure the network is")
+    _step(5, f"Ask {_NUM_SAMPLES} dropout samples how sure the network is")
     mc = kt.uncertainty.mc_predict(model, data.x_test, _NUM_SAMPLES, seed=0)
     plain = model.predict(data.x_test, batch_size=1024, verbose=0)
     judged = tuple(
@@ -129,33 +138,19 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     _say(f"test accuracy {judged[0].accuracy:.2%}, MC {judged[1].accuracy:.2%}")
     _say(f"the more certain half {halves[0]:.2%}, the other {halves[1]:.2%}")
 
-    _step(5, "Fold the BatchNorms")
+    _step(6, "Fold the BatchNorms")
     folding = kt.folding.fold_batch_norm(model)
     folding.model.save(folder / "model_folded.keras")
     _say(f"{len(folding.folded)} folded, error {folding.max_error:.1e}")
 
-    _step(6, f"Prune {_SPARSITY:.0%} of the weights")
-    pruned = kt.pruning.prune_once(folding.model, _SPARSITY)
-    pruned.save(folder / "model_pruned.keras")
-    sparsity = kt.pruning.sparsity_report(pruned)
-    _say(f"{sparsity.gzip_bytes / sparsity.raw_bytes:.0%} of the bytes after gzip")
-
-    _step(7, "Export to LiteRT and measure")
-    variants = _export(
-        data,
-        {
-            "trained": (model, None),
-            "folded": (folding.model, None),
-            "folded, pruned": (pruned, None),
-            "folded, int8": (folding.model, "int8"),
-        },
-        folder,
-    )
-    figures.save_variants(variants, folder / "variants.png")
-    for variant in variants:
+    _step(7, f"Compress to {_BUDGET:.0%} of the size, and measure")
+    compressed, deployed = _ship(data, model, folding.model, folder)
+    figures.save(kt.plots.front(compressed), folder / "front.png")
+    figures.save(kt.plots.variants(deployed.measures())[0], folder / "variants.png")
+    for variant in deployed.variants:
         _say(
-            f"{variant.name:<15} {variant.kilobytes:>6.0f} kB  "
-            f"{variant.latency_ms:.3f} ms  {variant.accuracy:.2%}"
+            f"{variant.name:<15} {variant.bytes / 1e3:>6.0f} kB  "
+            f"{variant.latencies[0].median:.3f} ms  {variant.accuracy:.2%}"
         )
 
     seconds = time.perf_counter() - started
@@ -170,8 +165,9 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
         judged=judged,
         halves=halves,
         folding=folding,
-        sparsity=sparsity,
-        variants=variants,
+        checked=checked,
+        compressed=compressed,
+        deployed=deployed,
         seconds=seconds,
     )
     (folder / "report.md").write_text(render(results), encoding="utf-8")
@@ -209,46 +205,25 @@ def _judge(name: str, probabilities: np.ndarray, labels: np.ndarray) -> Judgemen
     )
 
 
-def _export(data, models: dict, folder: Path) -> tuple[Variant, ...]:
+def _ship(
+    data, model, folded, folder: Path
+) -> tuple[kt.compression.CompressResult, kt.export.DeploymentReport]:
+    """Write the network as files of a float32, an int8 and a budget."""
+    to_litert = kt.export.to_litert
     sample = np.random.default_rng(0).permutation(data.x_train)[:200]
-    paths = {}
-    for name, (model, quantization) in models.items():
-        path = folder / f"{name.replace(', ', '_')}.tflite"
-        paths[name] = kt.export.to_litert(
-            model, path, quantization, representative_data=sample
-        )
-    latency = _latency_ms(paths, data.x_test[:1])
-    return tuple(
-        Variant(
-            name=name,
-            file=path.name,
-            kilobytes=path.stat().st_size / 1000,
-            gzip_kilobytes=len(gzip.compress(path.read_bytes())) / 1000,
-            latency_ms=latency[name],
-            accuracy=_accuracy(path, *data.test),
-        )
-        for name, path in paths.items()
+    whole = to_litert(model, folder / "trained.tflite")
+    int8 = to_litert(folded, folder / "folded_int8.tflite", "int8", sample)
+    compressed = kt.compress(
+        model,
+        *data.train,
+        validation_data=data.validation,
+        max_bytes=int(_BUDGET * whole.stat().st_size),
+        path=folder / "compressed.tflite",
+        progress=False,
     )
-
-
-def _accuracy(path: Path, x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.mean(kt.export.predict_litert(path, x).argmax(-1) == y))
-
-
-def _latency_ms(paths: dict[str, Path], x: np.ndarray, rounds: int = 300) -> dict:
-    """Median milliseconds for one image, the files taking turns."""
-    runs = {}
-    for name, path in paths.items():
-        interpreter = kt.export.load_litert(path)
-        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-        runs[name] = interpreter.invoke
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: 1000 * float(np.median(times)) for name, times in seconds.items()}
+    compressed.model.save(folder / "model_compressed.keras")
+    files = {"trained": whole, "folded, int8": int8, "compressed": compressed.path}
+    return compressed, kt.export.deployment_report(files, *data.test)
 
 
 def _step(number: int, title: str) -> None:

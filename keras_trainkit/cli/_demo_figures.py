@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from keras_trainkit import plots
-from keras_trainkit.cli._demo_report import Variant
 
 
 def save(ax, path: Path) -> None:
@@ -44,17 +43,3 @@ def save_certainty(
         data.class_names,
     )
     save(np.ravel(axes)[0], path)
-
-
-def save_variants(variants: Sequence[Variant], path: Path) -> None:
-    """Size, latency and accuracy of each exported file."""
-    table = {
-        variant.name: {
-            "size (kB)": variant.kilobytes,
-            "after gzip (kB)": variant.gzip_kilobytes,
-            "latency, 1 image (ms)": variant.latency_ms,
-            "test accuracy": variant.accuracy,
-        }
-        for variant in variants
-    }
-    save(plots.variants(table)[0], path)

@@ -4,11 +4,14 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 
 from keras_trainkit._table import Table
+from keras_trainkit.compression import CompressResult
+from keras_trainkit.diagnostics import CheckUp
+from keras_trainkit.export import DeploymentReport
+from keras_trainkit.folding import FoldResult
 
 
 @dataclass(frozen=True)
@@ -19,18 +22,6 @@ class Judgement:
     accuracy: float
     nll: float
     ece: float
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One exported file and what was measured of it."""
-
-    name: str
-    file: str
-    kilobytes: float
-    gzip_kilobytes: float
-    latency_ms: float
-    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -46,9 +37,10 @@ class Results:
     num_samples: int
     judged: Sequence[Judgement]
     halves: Sequence[float]
-    folding: Any
-    sparsity: Any
-    variants: Sequence[Variant]
+    folding: FoldResult
+    checked: CheckUp
+    compressed: CompressResult
+    deployed: DeploymentReport
     seconds: float
 
 
@@ -62,11 +54,24 @@ def render(results: Results) -> str:
             f"{keras.backend.backend()}, {platform.machine()} with {os.cpu_count()} "
             f"processors, {results.seconds:.0f} s for everything below.",
             "",
+            *_check(results),
             *_training(results),
             *_certainty(results),
             *_shipping(results),
         ]
     )
+
+
+def _check(results: Results) -> list[str]:
+    checked = results.checked
+    if checked.findings:
+        told = checked.to_markdown()
+    else:
+        told = (
+            "`kt.diagnostics.check_up` found nothing wrong with the data, the loss, "
+            "the network or its learning rate."
+        )
+    return ["## Check", "", told, ""]
 
 
 def _training(results: Results) -> list[str]:
@@ -120,41 +125,34 @@ def _certainty(results: Results) -> list[str]:
 
 
 def _shipping(results: Results) -> list[str]:
-    folding, sparsity = results.folding, results.sparsity
+    folding = results.folding
     kept = [f"- `{name}` stays: {reason}" for name, reason in folding.kept.items()]
-    rows = [
-        [
-            f"[{v.name}]({v.file})",
-            f"{v.kilobytes:.0f}",
-            f"{v.gzip_kilobytes:.0f}",
-            f"{v.latency_ms:.3f}",
-            f"{v.accuracy:.2%}",
-        ]
-        for v in results.variants
-    ]
     return [
-        "## Fold, prune, ship",
+        "## Fold, compress, ship",
         "",
         f"{len(folding.folded)} BatchNorm layers went into their neighbours; the "
         f"outputs differ by {folding.max_error:.1e} at most.",
         *kept,
         "",
-        f"Then the smallest half of each kernel was set to zero, without training "
-        f"again: {sparsity.nonzeros:,} of {sparsity.parameters:,} weights are left, "
-        f"{sparsity.gzip_bytes:,} bytes after gzip. Such zeros are scattered, so they "
-        "make a file smaller once it is compressed and no faster.",
+        "Then `kt.compress` cut channels, and trained after each cut, until an int8 "
+        "file was within the budget. Each row is a file; the metric is the accuracy on "
+        "a part of the training data that these trainings, but not the first, left "
+        "out.",
         "",
-        "Each file was run by LiteRT: the latency is the median over 300 runs of one "
-        "image, the files taking turns.",
+        results.compressed.to_markdown(),
         "",
-        Table(
-            ["file", "kB", "kB after gzip", "ms for one image", "test accuracy"], rows
-        ).markdown(),
+        "![Accuracy over the size of all files](front.png)",
+        "",
+        "The files side by side, on the test part:",
+        "",
+        results.deployed.to_markdown(),
         "",
         "![Size, latency and accuracy of each file](variants.png)",
         "",
-        "The same networks for Keras: [trained](model.keras), "
-        "[folded](model_folded.keras), [pruned](model_pruned.keras).",
+        "The files: [trained](trained.tflite), [folded, int8](folded_int8.tflite), "
+        "[compressed](compressed.tflite). The same networks for Keras: "
+        "[trained](model.keras), [folded](model_folded.keras), "
+        "[compressed](model_compressed.keras).",
         "",
     ]
 
