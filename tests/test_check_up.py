@@ -599,7 +599,7 @@ def test_order_and_tables():
     found = check_up(network(), X, Y + 1, epochs=0)
     assert "labels_out_of_range" in found.summary()
     assert "train on `y - 1`" in found.to_markdown()
-    assert "mend this, then ask again" in repr(found)
+    assert "fix this, then run it again" in repr(found)
 
 
 @pytest.mark.parametrize(

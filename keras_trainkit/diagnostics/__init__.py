@@ -1,4 +1,4 @@
-"""See what goes on inside a network."""
+"""Diagnose a model: signals in each layer, and checks for what is wrong."""
 
 from keras_trainkit.diagnostics._check_up import check_up as check_up
 from keras_trainkit.diagnostics._finding import CheckUp as CheckUp

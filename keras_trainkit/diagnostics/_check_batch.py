@@ -1,4 +1,4 @@
-"""Round 2, the network, as one batch shows it."""
+"""Round 2: checks of the network on one batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ from keras_trainkit.diagnostics._finding import Finding
 from keras_trainkit.diagnostics._signal import _saturated as saturation
 from keras_trainkit.diagnostics._subject import Subject, has_batch_norm, take
 
-# Fractions of a layer's units or outputs. Of the thresholds below, those between the
-# healthy and the broken trainings of the study's first half were taken: the highest
-# healthy figures there are 0.23 dead, 0.00 saturated, an initial loss of 1.9 times the
-# baseline, and gradients 0.27 times as large at one end as at the other.
+# Fractions of a layer's units or outputs. The thresholds below separate the healthy
+# from the broken trainings in the first half of the study: the highest healthy figures
+# there are 0.23 dead, 0.00 saturated, an initial loss of 1.9 times the baseline, and
+# gradients 0.27 times as large at one end as at the other.
 _SOME, _MOST = 0.5, 0.9
 _INITIAL_LOSS, _INITIAL_LOSS_ERROR = 4.0, 100.0
-# Norms of gradients over those of the weights.
+# Ratios of the norm of the gradient to that of the weights.
 _VANISHED, _NONE, _EXPLODED = 1e-4, 1e-6, 1e3
 _ROWS_OF_GRADIENT = 64
 _NOISE = 1e-4
@@ -33,16 +33,16 @@ _MANY_WEIGHTS = 1024
 
 @dataclass
 class Batch:
-    """A batch, and what the model makes of it.
+    """A batch, and the model's predictions and gradients for it.
 
     Attributes:
         subject: The model and its data.
         x: Inputs.
         y: Targets.
         predictions: Arrays, one for each output.
-        at_first: The same as training sees them, with the statistics of the batch in a
-            BatchNorm, whose moving averages say nothing yet.
-        gradients: By the id of the variable; None if no variable gets any.
+        at_first: The same with `training=True`: a BatchNorm uses the statistics of the
+            batch, because its moving averages mean nothing yet.
+        gradients: Gradients by the id of the variable; None if no variable has any.
     """
 
     subject: Subject
@@ -58,7 +58,7 @@ class Batch:
         return self.subject.model
 
     def initial_loss(self) -> float | None:
-        """The loss over that of a network that knows nothing, of a single output."""
+        """Return the loss over that of the best constant, for a single output."""
         for output, prediction in zip(
             self.subject.outputs, self.at_first, strict=False
         ):
@@ -69,13 +69,13 @@ class Batch:
         return None
 
     def untrained(self) -> bool:
-        """Whether the model is no better than a constant, as far as can be seen."""
+        """Whether the model appears no better than a constant."""
         ratio = self.initial_loss()
         return ratio is None or ratio > 0.7
 
 
 def batch_of(subject: Subject) -> Batch:
-    """Let the model see a batch."""
+    """Run the model on a batch."""
     x, y, _ = subject.sample()
     rows = np.arange(min(subject.rows, _ROWS_OF_GRADIENT, len(_first(x))))
     gradients = None
@@ -83,7 +83,7 @@ def batch_of(subject: Subject) -> Batch:
         try:
             gradients = gradients_of(subject.model, take(x, rows), take(y, rows))
         except ValueError as error:
-            # Keras's word for it where no variable has one.
+            # Keras's message if no variable has a gradient.
             if "gradient" not in str(error).lower():
                 raise
     at_first = predicted(subject.model, x, training=has_batch_norm(subject.model))
@@ -92,7 +92,7 @@ def batch_of(subject: Subject) -> Batch:
 
 
 def predicted(model: keras.Model, x: Any, training: bool = False) -> list[np.ndarray]:
-    """The outputs of the model."""
+    """Return the outputs of the model."""
     given = keras.tree.flatten(model(x, training=training))
     return [
         keras.ops.convert_to_numpy(keras.ops.cast(part, "float32")) for part in given
@@ -104,7 +104,7 @@ def _first(structure) -> Any:
 
 
 def nothing_trains(batch: Batch) -> Iterator[Finding]:
-    """No weight can change."""
+    """Check for weights that cannot change."""
     evidence = remedy = None
     if not batch.model.trainable_variables:
         evidence = f"all {len(batch.model.variables)} variables are frozen"
@@ -121,14 +121,14 @@ def nothing_trains(batch: Batch) -> Iterator[Finding]:
 
 
 _DIFFERENTIABLE = (
-    "Look for what has no slope between the weights and the loss: "
+    "Look for an operation without a gradient before the loss: "
     "`keras.ops.stop_gradient`, `argmax`, `round`, a comparison, or a NumPy function "
     "in a layer, and use a smooth function there."
 )
 
 
 def _rate(model) -> float | None:
-    """The learning rate, None for a schedule or several optimizers."""
+    """Return the learning rate; None for a schedule or several optimizers."""
     try:
         optimizer = core_optimizer(model)
     except ValueError:
@@ -137,7 +137,7 @@ def _rate(model) -> float | None:
 
 
 def frozen_by_mistake(batch: Batch) -> Iterator[Finding]:
-    """Layers that are frozen and as their initializers made them."""
+    """Check for frozen layers that still have their initial weights."""
     if not batch.model.trainable_variables:
         return
     found = [
@@ -157,7 +157,7 @@ def frozen_by_mistake(batch: Batch) -> Iterator[Finding]:
 
 
 def _is_fresh(kernel: Kernel) -> bool:
-    """Whether a kernel is what its initializer makes, or just as random."""
+    """Whether a kernel is what its initializer returns, or just as random."""
     layer = kernel.layer
     initializer = getattr(layer, f"{kernel.prefix}_initializer", None)
     if initializer is None or not isinstance(getattr(initializer, "seed", 0), int):
@@ -166,7 +166,7 @@ def _is_fresh(kernel: Kernel) -> bool:
     drawn = keras.ops.convert_to_numpy(initializer(values.shape))
     if np.allclose(values, drawn):
         return True
-    # In a model from a file the seed is another one.
+    # A model loaded from a file has another seed.
     bias = getattr(layer, "bias", None)
     if bias is None or np.any(keras.ops.convert_to_numpy(bias)):
         return False
@@ -199,8 +199,8 @@ def rows_leak(batch: Batch) -> Iterator[Finding]:
             "error",
             "model",
             "the output for a row changes with the other rows of its batch",
-            "Look for what works along axis 0: a `Lambda`, `Softmax(axis=0)`, a mean "
-            "over all axes, a `Reshape` that takes the batch axis in; name the axes "
+            "Look for an operation along axis 0: a `Lambda`, `Softmax(axis=0)`, a mean "
+            "over all axes, a `Reshape` over the batch axis; name the axes "
             "that you mean, such as `keras.ops.mean(x, axis=-1)`.",
         )
 
@@ -209,7 +209,7 @@ def _random(model) -> Iterator[Finding]:
     parts = sublayers(model)
     if any(getattr(part, "stateful", False) for part in parts):
         return
-    # Monte Carlo dropout is random because it is meant to be.
+    # Monte Carlo dropout is random on purpose.
     meant = any(
         type(part).__module__.startswith("keras_trainkit.layers")
         and type(part).__name__.startswith("MC")
@@ -222,14 +222,14 @@ def _random(model) -> Iterator[Finding]:
             "hint" if called else "warning",
             "model",
             "two predictions for the same rows differ",
-            "Make what is random depend on `training`: "
+            "Make the random operation depend on `training`: "
             "`def call(self, x, training=False): ... if training: ...`. If a dropout "
             "is on at inference on purpose, `kt.uncertainty.mc_predict` averages it.",
         )
 
 
 def _differ(some, others) -> bool:
-    """Whether outputs differ by more than rounding, be they nearly constant."""
+    """Whether outputs differ by more than rounding, even if nearly constant."""
     for a, b in zip(some, others, strict=True):
         if not a.size:
             continue
@@ -241,12 +241,12 @@ def _differ(some, others) -> bool:
 
 
 def constant_output(batch: Batch) -> Iterator[Finding]:
-    """Outputs that are the same for every row."""
+    """Check for outputs that are the same for every row."""
     for place, prediction in enumerate(batch.predictions):
         if len(prediction) < 2 or not _constant(prediction):
             continue
-        # A last layer of zeros is a usual beginning, and what has come through many
-        # layers may differ by less than a float shows.
+        # A last layer initialized to zeros is common, and outputs that passed many
+        # layers may differ by less than a float can represent.
         if _zero_head(batch) or _vanishes(_relative_gradients(batch)):
             continue
         yield Finding(
@@ -267,7 +267,7 @@ def _constant(values: np.ndarray) -> bool:
 
 
 def _zero_head(batch: Batch) -> bool:
-    """Whether some kernels are zero and have a gradient that will change that."""
+    """Whether some kernels are zero and have a gradient that will change them."""
     gradients = batch.gradients or {}
     return any(
         not np.any(keras.ops.convert_to_numpy(kernel.variable))
@@ -277,7 +277,7 @@ def _zero_head(batch: Batch) -> bool:
 
 
 def symmetric(batch: Batch) -> Iterator[Finding]:
-    """Units of a layer that are all the same and stay so."""
+    """Check for layers whose units are all the same and stay so."""
     gradients = batch.gradients or {}
     found = []
     constant = True
@@ -288,7 +288,7 @@ def symmetric(batch: Batch) -> Iterator[Finding]:
         values = _by_unit(kernel, keras.ops.convert_to_numpy(kernel.variable))
         if np.ptp(values, axis=1).any():
             continue
-        # From zeros a layer can start if its units' gradients differ.
+        # A layer of zeros can still learn if the gradients of its units differ.
         alike = np.ptp(_by_unit(kernel, gradient), axis=1)
         if values.any() or not (alike > 1e-4 * np.abs(gradient).max()).any():
             found.append(kernel.layer.name)
@@ -301,13 +301,13 @@ def symmetric(batch: Batch) -> Iterator[Finding]:
             "all units of the layer have the same weights"
             + (", 0" if constant else "")
             + ", and get the same gradient",
-            'Take a random initializer: `kernel_initializer="he_normal"` with ReLU and '
+            'Use a random initializer: `kernel_initializer="he_normal"` with ReLU and '
             'ELU, `"glorot_uniform"` otherwise.',
         )
 
 
 def _by_unit(kernel: Kernel, values: np.ndarray) -> np.ndarray:
-    """A matrix with a column for each unit."""
+    """Return a matrix with a column for each unit."""
     rest = [axis for axis in range(values.ndim) if axis not in kernel.inputs]
     moved = np.transpose(values, [*kernel.inputs, *rest])
     return moved.reshape(kernel.fan_in, -1)
@@ -319,7 +319,7 @@ def units(batch: Batch) -> Iterator[Finding]:
 
 
 def unit_findings(model: keras.Model, x: Any) -> Iterator[Finding]:
-    """Units that say nothing, from the outputs for some inputs."""
+    """Check the outputs for some inputs for units that carry no information."""
     arrays = outputs(model, x, leaves(model), training=True)
     last = [layer for layer, _ in arrays[-1:]]
     dead = {
@@ -331,7 +331,7 @@ def unit_findings(model: keras.Model, x: Any) -> Iterator[Finding]:
         "dead_units",
         dead,
         "of the units give 0 for every row",
-        "Take an activation that has a slope everywhere, "
+        "Use an activation that has a slope everywhere, "
         '`activation="leaky_relu"` or `"elu"`, with `kernel_initializer="he_normal"` '
         "and a `bias_initializer` of zeros; if the network has trained already, lower "
         "the learning rate.",
@@ -345,7 +345,7 @@ def unit_findings(model: keras.Model, x: Any) -> Iterator[Finding]:
         "saturated_units",
         saturated,
         "of the outputs are within 5% of a bound of the activation",
-        'Take smaller weights, `kernel_initializer="glorot_uniform"` (tanh, sigmoid), '
+        'Use smaller weights, `kernel_initializer="glorot_uniform"` (tanh, sigmoid), '
         "standardize the inputs, or put `keras.layers.BatchNormalization()` before the "
         'activation; `activation="elu"` does not saturate above.',
     )
@@ -389,7 +389,7 @@ def gradients(batch: Batch) -> Iterator[Finding]:
             layer,
             f"gradient over weights {values.max():.2g}",
             'Start with smaller weights, `kernel_initializer="he_normal"`, normalize '
-            "(`keras.layers.LayerNormalization()`), and bound the gradient: "
+            "(`keras.layers.LayerNormalization()`), and clip the gradient: "
             "`keras.optimizers.Adam(1e-3, clipnorm=1.0)`.",
         )
     elif (values == 0).any() and not _zero_head(batch):
@@ -407,7 +407,7 @@ def gradients(batch: Batch) -> Iterator[Finding]:
             "error",
             first,
             f"gradient over weights {start:.2g} in {first}, {end:.2g} in {last}",
-            'Take `activation="relu"` or `"elu"` with '
+            'Use `activation="relu"` or `"elu"` with '
             '`kernel_initializer="he_normal"`, and '
             "`keras.layers.BatchNormalization()` or shortcuts "
             "(`keras.layers.Add()([x, y])`) between the layers.",
@@ -415,7 +415,7 @@ def gradients(batch: Batch) -> Iterator[Finding]:
 
 
 def _vanishes(sizes: list[tuple[str, float]]) -> bool:
-    """Whether there are gradients, but next to none at the beginning."""
+    """Whether there are gradients, but hardly any in the first layers."""
     values = [size for _, size in sizes]
     return bool(values) and (
         0 < values[0] < _VANISHED * values[-1] or 0 < max(values) < _NONE
@@ -423,7 +423,7 @@ def _vanishes(sizes: list[tuple[str, float]]) -> bool:
 
 
 def _relative_gradients(batch: Batch) -> list[tuple[str, float]]:
-    """Norm of the gradient over that of the weights, by layer in the forward order."""
+    """Return gradient norm over weight norm, by layer in forward order."""
     found = []
     for kernel in kernels(batch.model):
         gradient = (batch.gradients or {}).get(id(kernel.variable))
@@ -437,7 +437,7 @@ def _relative_gradients(batch: Batch) -> list[tuple[str, float]]:
 
 
 def _large_targets(batch: Batch) -> bool:
-    """Whether errors are large because the targets are: a fault of its own."""
+    """Whether errors are large because the targets are: a separate fault."""
     return any(
         output.family in ("squared", "absolute")
         and np.sqrt(np.mean(np.square(output.targets.astype(float)))) > 10
@@ -446,7 +446,7 @@ def _large_targets(batch: Batch) -> bool:
 
 
 def initial_loss(batch: Batch) -> Iterator[Finding]:
-    """A first loss far above that of a constant prediction."""
+    """Check for an initial loss far above that of a constant prediction."""
     ratio = batch.initial_loss()
     if ratio is None or (np.isfinite(ratio) and ratio < _INITIAL_LOSS):
         return
@@ -469,7 +469,7 @@ def initial_loss(batch: Batch) -> Iterator[Finding]:
 
 
 def small_batches(batch: Batch) -> Iterator[Finding]:
-    """BatchNorm over too few rows."""
+    """Check for BatchNorm over too few rows."""
     norms = [
         layer
         for layer in sublayers(batch.model)
@@ -482,8 +482,8 @@ def small_batches(batch: Batch) -> Iterator[Finding]:
             "warning",
             norms[0].name,
             f"batches of {size}: the mean and variance of so few rows are noise",
-            "Train with `batch_size=32`, or take "
-            "`keras.layers.GroupNormalization(groups=8)` in its place.",
+            "Train with `batch_size=32`, or use "
+            "`keras.layers.GroupNormalization(groups=8)` instead.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Round 1, the data: nothing is computed by the model."""
+"""Round 1: checks of the data, without running the model."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from keras_trainkit._model.graph import Edge, is_graph, read
 from keras_trainkit.diagnostics._finding import Finding
 from keras_trainkit.diagnostics._subject import Subject, is_numeric, named_leaves
 
-# Root mean square of what enters the first layer with weights.
+# Root mean square of the input of the first layer with weights.
 _LARGE, _HUGE, _SMALL = 10.0, 1e3, 0.02
 # A column this many times larger than the median column.
 _WILD = 100.0
@@ -39,7 +39,7 @@ _KERNELS = (
 
 
 def nan_in_data(subject: Subject) -> Iterator[Finding]:
-    """Numbers that are not finite."""
+    """Check for numbers that are not finite."""
     data = {"x": subject.x, "y": subject.y, "sample_weight": subject.weights}
     if subject.validation:
         data["x_val"], data["y_val"] = subject.validation
@@ -54,7 +54,7 @@ def nan_in_data(subject: Subject) -> Iterator[Finding]:
                 where,
                 f"{bad.sum()} of {len(array)} rows have NaN or infinity, "
                 f"the first is row {int(np.argmax(bad))}",
-                "Leave these rows out, or fill them: "
+                "Remove these rows, or fill in the values: "
                 f"`good = np.isfinite({where}.reshape(len({where}), -1)).all(1)`, then "
                 "`x, y = x[good], y[good]`.",
             )
@@ -108,7 +108,7 @@ def _unscaled(where: str, rms: float) -> Iterator[Finding]:
 
 
 def _entering(model, x) -> Iterator[tuple[str, np.ndarray, float]]:
-    """The inputs that a layer with a kernel takes as they are, up to a factor."""
+    """Return the inputs that reach a layer with a kernel unchanged, up to a factor."""
     leaves = named_leaves("x", x)
     if not is_graph(model):
         return
@@ -122,7 +122,7 @@ def _entering(model, x) -> Iterator[tuple[str, np.ndarray, float]]:
 
 
 def _factor(edge: Edge) -> float | None:
-    """What a layer with a kernel takes this in with; None where no such layer does."""
+    """Return the factor with which a layer with a kernel receives it, or None."""
     for call in edge.consumers:
         layer = call.layer
         if isinstance(layer, layers.TimeDistributed):
@@ -140,7 +140,7 @@ def _factor(edge: Edge) -> float | None:
 
 
 def constant_feature(subject: Subject) -> Iterator[Finding]:
-    """Columns, or channels of images, that never change."""
+    """Check for columns, or channels of images, that never change."""
     for where, array in named_leaves("x", subject.x):
         if not is_numeric(array) or array.ndim < 2 or len(array) < 2:
             continue
@@ -169,7 +169,7 @@ def rows_again(subject: Subject) -> Iterator[Finding]:
         known = set(keys)
         shared = sum(key in known for key in held) / max(len(held), 1)
         again = 1 - len(known) / len(keys)
-        # Data of few values repeat themselves without a fault of the split.
+        # Data with few distinct values repeat themselves even in a correct split.
         if shared >= _DUPLICATES and shared > 2 * again:
             yield Finding(
                 "duplicates_across_split",
@@ -192,7 +192,7 @@ def _conflicts(subject: Subject, keys: list[int]) -> Iterator[Finding]:
         for key, label in zip(keys, labels.tolist(), strict=True):
             by_row[key][label] += 1
         wrong = sum(c.total() - max(c.values()) for c in by_row.values() if len(c) > 1)
-        # Where nearly every row is there many times the labels are merely random.
+        # If nearly every row occurs many times, the labels are merely random.
         if wrong / len(keys) < _CONFLICTS or len(by_row) < len(keys) / 4:
             continue
         yield Finding(
@@ -215,7 +215,7 @@ def _keys(x) -> list[int]:
 
 
 def class_imbalance(subject: Subject) -> Iterator[Finding]:
-    """Classes of which there are too few rows, unless the rows have weights."""
+    """Check for classes with too few rows, unless the rows have weights."""
     for output in subject.outputs:
         labels = output.labels()
         if labels is None or subject.weights is not None:
@@ -237,7 +237,7 @@ def class_imbalance(subject: Subject) -> Iterator[Finding]:
                 output.where,
                 f"{counts.max()} rows of class {classes[counts.argmax()]}, "
                 f"{counts.min()} of class {classes[counts.argmin()]}",
-                "Weigh the classes: `classes, n = np.unique(y, return_counts=True)`, "
+                "Weight the classes: `classes, n = np.unique(y, return_counts=True)`, "
                 "`fit(..., class_weight=dict(zip(classes.tolist(), (len(y) / (len(n) "
                 "* n)).tolist())))`, and judge by a metric such as "
                 "`keras.metrics.AUC(curve='PR')`, not by the accuracy.",
@@ -245,7 +245,7 @@ def class_imbalance(subject: Subject) -> Iterator[Finding]:
 
 
 def too_few_rows(subject: Subject) -> Iterator[Finding]:
-    """Fewer rows than a network can learn from."""
+    """Check for fewer rows than a network can learn from."""
     least = _FEW_ROWS
     for output in subject.outputs:
         if output.labels() is not None:

@@ -1,4 +1,4 @@
-"""Round 1, the fit between labels, loss and output."""
+"""Round 1: checks that labels, loss and output match."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ _CATEGORICAL = '`loss="categorical_crossentropy"`'
 
 
 def labels_and_loss(subject: Subject) -> Iterator[Finding]:
-    """All that can be wrong between an output, its loss and its targets."""
+    """Check for every mismatch between an output, its loss and its targets."""
     for output in subject.outputs:
         if output.targets.dtype.kind not in "fiub" or not output.targets.size:
             continue
@@ -51,7 +51,7 @@ def _integers(y: np.ndarray) -> bool:
 
 
 def _one_per_row(output: Judged) -> bool:
-    """Whether there is a single target where the output has several values."""
+    """Whether there is one target per row but the output has several values."""
     shape, wanted = output.targets.shape[1:], output.predictions.shape[1:]
     return output.classes > 1 and shape in (wanted[:-1], (*wanted[:-1], 1))
 
@@ -126,7 +126,7 @@ def _categorical(output: Judged) -> Iterator[Finding]:
             output,
             f"targets of a row add up to {y.sum(-1).min():.3g} to "
             f"{y.sum(-1).max():.3g}, not to 1",
-            "For several classes a row take "
+            "For several classes per row use "
             f'`keras.layers.Dense({classes}, activation="sigmoid")` with '
             '`loss="binary_crossentropy"`; otherwise make each row one-hot.',
         )
@@ -150,7 +150,7 @@ def _binary(output: Judged) -> Iterator[Finding]:
             "labels_out_of_range",
             output,
             f"targets from {y.min():.3g} to {y.max():.3g}, where the loss takes 0 to 1",
-            "For -1 and 1 train on `(y + 1) / 2`; for more than two classes take "
+            "For -1 and 1 train on `(y + 1) / 2`; for more than two classes use "
             '`keras.layers.Dense(classes, activation="softmax")` and '
             f"{_SPARSE}.",
         )
@@ -169,7 +169,7 @@ def _one_unit(output: Judged) -> Finding:
         "wrong_loss_for_output",
         output,
         "the softmax of a single unit is 1, whatever goes in",
-        'For two classes take `keras.layers.Dense(1, activation="sigmoid")` with '
+        'For two classes use `keras.layers.Dense(1, activation="sigmoid")` with '
         '`loss="binary_crossentropy"`; for a quantity `keras.layers.Dense(1)` with '
         '`loss="mse"`.',
     )
@@ -206,7 +206,7 @@ def _reach(output: Judged) -> Iterator[Finding]:
         output.where,
         f"{output.activation} gives [{low:g}, {high:g}], and {outside:.0%} of the "
         f"targets, {y.min():.3g} to {y.max():.3g}, lie outside",
-        f"Leave the activation out: `keras.layers.Dense({output.classes})`.",
+        f"Remove the activation: `keras.layers.Dense({output.classes})`.",
     )
 
 
@@ -219,16 +219,16 @@ def _logits(output: Judged) -> Iterator[Finding]:
     }[output.family or ""]
     wanted = "sigmoid" if output.family == "binary" else "softmax"
     if output.probabilities():
-        # Behaviour alone is no proof: small logits can lie between 0 and 1.
+        # The values alone are no proof: small logits can lie between 0 and 1.
         if output.from_logits and output.activation != "unknown":
             yield _error(
                 "probabilities_as_logits",
                 output,
                 f"the output is a {output.activation}, and the loss applies another "
                 "(from_logits=True)",
-                "Leave one out: "
+                "Remove one of them: "
                 + (f"compile with {_SPARSE}" if sparse else f"`keras.losses.{loss}()`")
-                + ", or take the activation from the last layer.",
+                + ", or remove the activation of the last layer.",
             )
     elif not output.from_logits:
         linear = output.activation in ("linear", "unknown")
@@ -236,8 +236,8 @@ def _logits(output: Judged) -> Iterator[Finding]:
         yield _error(
             "logits_without_from_logits" if linear else "wrong_loss_for_output",
             output,
-            f"outputs from {p.min():.3g} to {p.max():.3g} are no probabilities, and "
-            "the loss takes them for such",
+            f"outputs from {p.min():.3g} to {p.max():.3g} are not probabilities, but "
+            "the loss expects them",
             f'Give the last layer `activation="{wanted}"`'
             + (
                 f", or compile with `keras.losses.{loss}(from_logits=True)`."

@@ -1,4 +1,4 @@
-"""Round 3, the training, as some steps on a copy of the state show it."""
+"""Round 3: checks of the training, by some steps on a copy of the state."""
 
 import time
 from collections.abc import Iterator
@@ -20,37 +20,37 @@ from keras_trainkit.diagnostics._trial import Run, Trial, penalty
 from keras_trainkit.lr_finder import LRFinderResult, find_lr
 
 _FEWEST, _MOST, _RANGE_TEST, _ONE_BATCH = 60, 200, 100, 150
-# The loss over the reference: below the first a training gets on, above the second it
-# does not.
+# The loss over the reference: below the first a training makes progress, above the
+# second it does not.
 _LEARNS, _STAYS = 0.7, 0.9
-# The model's rate over the one that is better, up and down.
+# Ratio of the model's rate to the better one, too high and too low.
 _TOO_HIGH, _TOO_LOW = 3.0, 10.0
-# Part of the better rate's descent.
+# Fraction of the better rate's descent.
 _SMALL_PART = 0.3
 _DECAY_PER_STEP, _DECAY = 5e-3, 0.5
 _DROPOUT = 0.8
 _TINY = 1e-4
-# Held-out loss over that of a constant, and standard deviations of the neighbours'.
+# Held-out loss over that of a constant, and the neighbours' agreement in deviations.
 _SIGNAL, _SIGMAS, _SURE = 0.97, 3.0, 8.0
 _GAP = 0.3
 
 
 @dataclass
 class Results:
-    """What the trial trainings did.
+    """Results of the trial trainings.
 
     Attributes:
         subject: The model and its data.
-        trial: What trained.
-        user: The training as the model is compiled.
+        trial: The trial that ran them.
+        user: The training with the model as compiled.
         reference: The loss that a training must get below: the first, or that of a
             constant prediction if it is lower.
         trained: Whether the model was much better than a constant before.
-        penalty: What the regularizers added at the beginning.
-        found: The range test, where the training did not get on.
-        better: The training at the rate that it suggests.
+        penalty: The sum of the regularizers' penalties at the beginning.
+        found: The range test, if the training made no progress.
+        better: The training at the rate that the range test suggests.
         one_batch: The loss on one batch before and after training on it alone.
-        neighbours: From `neighbours_agree`, where nothing was learned.
+        neighbours: From `neighbours_agree`, if nothing was learned.
         kinds: The kinds found so far.
     """
 
@@ -68,22 +68,22 @@ class Results:
 
     @property
     def rate(self) -> float | None:
-        """The model's learning rate, None for a schedule."""
+        """Return the model's learning rate; None for a schedule."""
         return self.trial.user_rate()
 
     @property
     def end(self) -> float:
-        """The lowest loss that a training ended with."""
+        """Return the lowest loss that a training ended with."""
         runs = [self.user, self.better]
         return min(run.end for run in runs if run is not None)
 
     def stays(self) -> bool:
-        """Whether no training gets on."""
+        """Whether no training makes progress."""
         return not self.trained and self.end > _STAYS * self.reference
 
 
 def results_of(subject: Subject, epochs: float, deadline: float, found: Any) -> Results:
-    """Train as compiled, and where that does not get on, find out more."""
+    """Train as compiled; if that makes no progress, find out why."""
     length = int(subject.rows / subject.batch_size * epochs)
     most = max(_MOST, length) if epochs > 1 else _MOST
     trial = Trial(subject, int(np.clip(length, _FEWEST, most)), deadline)
@@ -121,7 +121,7 @@ def _baseline(subject: Subject) -> float | None:
 
 
 def _look_closer(results: Results) -> None:
-    """Another rate, one batch alone, and the data without the network."""
+    """Try another rate, one batch alone, and the data without the network."""
     subject, trial = results.subject, results.trial
     trial.reset()
     with prepared(subject.model):
@@ -136,7 +136,7 @@ def _look_closer(results: Results) -> None:
         )
     rate, own = results.found.suggestion, results.rate
     if rate is None and own and own < _TINY:
-        # So short a test may see no descent where there is one.
+        # Such a short test may miss a descent.
         rate = 1000 * own
     if rate is not None:
         results.better = trial.run(rate)
@@ -163,14 +163,14 @@ def _neighbours(results: Results) -> float | None:
 
 
 def regularization(results: Results) -> Iterator[Finding]:
-    """Penalties or a weight decay that outweigh the loss."""
+    """Check for penalties or a weight decay that outweigh the loss."""
     optimizer = core_optimizer(results.subject.model)
     decay = float(getattr(optimizer, "weight_decay", None) or 0)
     per_step = decay * (results.rate or 0)
     evidence = ""
     if decay >= _DECAY and per_step >= _DECAY_PER_STEP:
-        evidence = f"weight decay takes {per_step:.1%} of each weight in every step"
-        remedy = "Take `keras.optimizers.AdamW(1e-3, weight_decay=0.004)`."
+        evidence = f"weight decay removes {per_step:.1%} of each weight in every step"
+        remedy = "Use `keras.optimizers.AdamW(1e-3, weight_decay=0.004)`."
     elif (
         results.penalty > results.reference
         and results.user.end > _LEARNS * results.reference
@@ -190,7 +190,7 @@ def regularization(results: Results) -> Iterator[Finding]:
 
 
 def dropout(results: Results) -> Iterator[Finding]:
-    """Layers that drop nearly everything."""
+    """Check for layers that drop nearly everything."""
     found = [
         layer
         for layer in sublayers(results.subject.model)
@@ -204,8 +204,8 @@ def dropout(results: Results) -> Iterator[Finding]:
             "warning",
             ", ".join(layer.name for layer in found),
             f"{found[0].rate:.0%} of the units are dropped in every step",
-            "Drop less: `keras.layers.Dropout(0.3)`; the argument is the part that is "
-            "dropped, not the part that is kept.",
+            "Drop less: `keras.layers.Dropout(0.3)`; the argument is the fraction "
+            "that is dropped, not the fraction that is kept.",
         )
 
 
@@ -252,7 +252,7 @@ def learning_rate(results: Results) -> Iterator[Finding]:
 
 
 def oscillating(results: Results) -> Iterator[Finding]:
-    """A loss that goes up and down."""
+    """Check for a loss that oscillates."""
     if "learning_rate_too_high" in results.kinds:
         return
     if not results.trained:
@@ -260,7 +260,7 @@ def oscillating(results: Results) -> Iterator[Finding]:
 
 
 def no_signal(results: Results) -> Iterator[Finding]:
-    """Labels that neither the network nor the nearest rows can predict."""
+    """Check for labels that neither the network nor the nearest rows predict."""
     if results.neighbours is None or results.kinds & _EXPLAINED:
         return
     base = results.subject.outputs[0].baseline(
@@ -322,13 +322,13 @@ def capacity(results: Results) -> Iterator[Finding]:
             "model",
             f"the loss stays at {results.end:.3g}, yet the nearest rows predict the "
             f"targets ({results.neighbours:.0f} standard deviations above chance)",
-            "Train for longer, or take a larger network, such as "
+            "Train for longer, or use a larger network, such as "
             "`kt.models.build_mlp(x.shape[1:], classes)`.",
         )
 
 
 def overfits(results: Results) -> Iterator[Finding]:
-    """A held-out loss that rises, or is far above that of the training rows."""
+    """Check for a held-out loss that rises, or is far above the training loss."""
     user = results.user
     if results.kinds & _EXPLAINED:
         return
@@ -348,7 +348,7 @@ def overfits(results: Results) -> Iterator[Finding]:
 
 
 def history(model: keras.Model) -> Iterator[Finding]:
-    """What the curves of the last `fit` say."""
+    """Check the curves of the last `fit`."""
     last = getattr(model, "history", None)
     if last is not None:
         yield from curve_findings(last.history)

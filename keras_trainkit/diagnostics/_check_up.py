@@ -1,4 +1,4 @@
-"""The check-up: what is wrong with a training, asked in three rounds."""
+"""`check_up`: find out in three rounds what is wrong with a training."""
 
 import time
 import warnings
@@ -41,27 +41,28 @@ def check_up(
     time_limit: float = 60.0,
     seed: int = 0,
 ) -> CheckUp:
-    """Say what is wrong with a training, and what to do about it.
+    """Find out what is wrong with a training, and what to do about it.
 
-    Asks in three rounds, the cheap ones first: the data, the loss and the output; one
-    batch; some steps of training. A round that finds an error is the last. The model,
-    its optimizer, the random states and the history are as they were afterwards, also
-    after an error. What a check cannot judge is named in `skipped`.
+    Checks run in three rounds, the cheapest first: the data, the loss and the output;
+    one batch; some steps of training. A round that finds an error is the last. The
+    model, its optimizer, the random states and the history are left unchanged, even
+    after an error. Checks that do not apply are listed in `skipped`.
 
     Args:
         model: A compiled model, trained or not.
-        x: What `fit` takes: inputs as an array (or a list or dict of arrays), or an
-            iterable of batches, of which the first 20,000 rows are looked at; a
-            generator is used up.
-        y: Targets, where `x` is an array.
+        x: What `fit` accepts: inputs as an array (or a list or dict of arrays), or an
+            iterable of batches, of which the first 20,000 rows are used; a generator is
+            consumed.
+        y: Targets, if `x` is an array.
         validation_data: `(x, y)`, or an iterable of batches; by default a fifth of the
             rows is held out of the trial trainings.
-        epochs: Length of the trial training in epochs, but no fewer than 60 and, up to
-            one epoch, no more than 200 steps; 0 leaves the third round out. More than
-            one lets it see overfitting in a model that has not been trained.
-        sample_weight: A weight for each row, where `x` is an array.
-        batch_size: Rows of a batch where `x` is an array, as you train; 32 by default.
-        time_limit: Seconds after which no new trial is begun.
+        epochs: Length of the trial training in epochs, but at least 60 steps and, up to
+            one epoch, at most 200; 0 skips the third round. With more than one,
+            overfitting shows even in a model that has not been trained.
+        sample_weight: A weight for each row, if `x` is an array.
+        batch_size: Rows per batch if `x` is an array, as in your training; 32 by
+            default.
+        time_limit: Seconds after which no new trial is started.
         seed: Seed of the choice of rows.
 
     Returns:
@@ -91,7 +92,7 @@ def check_up(
     subject = subject_of(model, x, y, validation_data, sample_weight, batch_size, seed)
     asked = _Asked()
     with warnings.catch_warnings(), as_it_was(model):
-        # What Keras warns of is what the checks are about.
+        # Keras's warnings are about the faults that the checks report.
         warnings.simplefilter("ignore")
         asked.get("outputs", subject.look_at_outputs)
         asked.round(_DATA, subject)
@@ -111,7 +112,7 @@ def check_up(
 
 
 class _Asked:
-    """What was asked so far."""
+    """The findings so far."""
 
     def __init__(self):
         self.findings: list[Finding] = []
@@ -123,17 +124,17 @@ class _Asked:
         return not any(finding.severity == "error" for finding in self.findings)
 
     def get(self, name: str, function: Callable[[], Any]) -> Any:
-        """What a function returns; None if what is there cannot be judged by it."""
+        """Return the result of a function; None if it does not apply here."""
         try:
             return function()
         except Exception as error:
-            # Anything may come from a model of the user's own.
+            # A user's own model may raise anything.
             line = (str(error).strip().splitlines() or [""])[0]
             self.skipped[name] = f"{type(error).__name__}: {line}"
             return None
 
     def round(self, checks: tuple[Check, ...], subject: Any) -> None:
-        """Ask all that a round asks."""
+        """Run all checks of a round."""
         if subject is None:
             return
         self.rounds += 1
@@ -141,7 +142,7 @@ class _Asked:
             self.ask(check, subject)
 
     def ask(self, check: Check, subject: Any) -> None:
-        """Ask one thing; of a kind that was found already there is no second."""
+        """Run one check; each kind is reported only once."""
         known = {finding.kind for finding in self.findings}
         found = self.get(check.__name__, lambda: list(check(subject)))
         self.findings += [f for f in found or [] if f.kind not in known]

@@ -1,4 +1,4 @@
-"""What the curves of a training say."""
+"""Checks of the curves of a training."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,20 +6,20 @@ import numpy as np
 
 from keras_trainkit.diagnostics._finding import Finding
 
-# Part of the whole descent by which the loss must rise in an epoch, and part of the
-# epochs in which it does.
+# Fraction of the whole descent by which the loss must rise in an epoch, and fraction of
+# the epochs in which it must.
 _RISE, _OFTEN = 0.1, 0.25
-# The held-out loss over its lowest, the part of its descent that it lost again, and the
-# training loss over what it was at the lowest.
+# Held-out loss over its lowest, the fraction of its descent that was lost again, and
+# the training loss over its value at that point.
 _OVER, _LOST, _FALLEN = 1.2, 0.15, 0.8
 _LOWER = (
     "Lower the learning rate: `model.optimizer.learning_rate = "
-    "kt.find_lr(model, x, y).suggestion`, and bound the gradient with `clipnorm=1.0`."
+    "kt.find_lr(model, x, y).suggestion`, and clip the gradient with `clipnorm=1.0`."
 )
 
 
 def curve_findings(curves: Mapping[str, Sequence[float]]) -> Iterator[Finding]:
-    """What is wrong with the curves that `fit` logs.
+    """Find what is wrong with the curves that `fit` logs.
 
     Args:
         curves: The values of each epoch (or checkpoint) by name; `loss`, and
@@ -73,7 +73,7 @@ def _overfits(loss: np.ndarray, held: np.ndarray) -> Iterator[Finding]:
 
 
 def overfitting(evidence: str) -> Finding:
-    """The finding, with what there is to do."""
+    """Return the finding of overfitting with its remedy."""
     return Finding(
         "overfitting",
         "warning",

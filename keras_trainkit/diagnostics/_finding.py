@@ -1,13 +1,13 @@
-"""What a check-up finds."""
+"""The results of a check-up."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keras_trainkit._table import Report, Table
 
-# Every kind, causes before what they lead to: the order of the findings of a severity.
+# Every kind, causes before effects: the order of the findings of one severity.
 KINDS = (
-    # The data, and the fit between data, loss and output.
+    # The data, and the match of data, loss and output.
     "nan_in_data",
     "wrong_loss_for_output",
     "labels_not_integers_or_one_hot",
@@ -47,7 +47,7 @@ KINDS = (
     "overfitting",
 )
 SEVERITIES = ("error", "warning", "hint")
-# Of these a warning goes before errors: it explains them.
+# A warning of these kinds comes before errors, because it explains them.
 _CAUSES = {
     "one_wild_feature",
     "unscaled_inputs",
@@ -66,9 +66,9 @@ class Finding:
     """One thing that is wrong with a training.
 
     Attributes:
-        kind: What it is, one of the names in the guide "My model does not learn".
-        severity: `"error"` where the training cannot work, `"warning"` where it
-            suffers, `"hint"` where it may be meant so.
+        kind: One of the names in the guide "My model does not learn".
+        severity: `"error"` if the training cannot work, `"warning"` if it suffers,
+            `"hint"` if it may be intended.
         where: The layer, the column, or the argument.
         evidence: The figures that show it.
         remedy: What to do, with code to paste.
@@ -96,15 +96,15 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class CheckUp(Report):
-    """What is wrong with a training, and what to do about it.
+    """The result of a check-up: what is wrong with a training, and what to do.
 
     Attributes:
-        findings: A `Finding` for each fault, errors first, and the likely cause before
-            what follows from it.
-        skipped: What could not be judged, by the name of the check, and why.
-        rounds: Number of rounds that were gone through: 1 for the data, the loss and
-            the output, 2 for one batch, 3 for some steps. A round with an error is the
-            last, since what later ones find would follow from it.
+        findings: A `Finding` for each fault, errors first, and likely causes before
+            their effects.
+        skipped: A dict from each check that did not apply to the reason.
+        rounds: Number of rounds that ran: 1 for the data, the loss and the output, 2
+            for one batch, 3 for some steps. A round with an error is the last, because
+            later findings would follow from it.
         seconds: How long it took.
 
     Examples:
@@ -136,14 +136,14 @@ class CheckUp(Report):
         notes = [f"{f.kind}: {f.evidence}. {f.remedy}" for f in self.findings]
         if self.rounds < 3 and self.findings:
             notes.append(
-                f"Stopped after round {self.rounds} of 3: mend this, then ask again."
+                f"Stopped after round {self.rounds} of 3: fix this, then run it again."
             )
         notes += [f"not judged: {name}: {why}" for name, why in self.skipped.items()]
         return notes
 
 
 def in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors and what explains them first, then warnings, then hints."""
+    """Sort errors and what explains them first, then warnings, then hints."""
 
     def place(finding: Finding) -> tuple[int, int]:
         severity = SEVERITIES.index(finding.severity)

@@ -1,4 +1,4 @@
-"""What the loss of each output wants of it and of the targets."""
+"""What the loss of each output expects of the output and the targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _FAMILIES = {
     "log_cosh": "absolute",
 }
 _PASSED_THROUGH = (layers.Reshape, layers.Flatten, layers.Identity, layers.Dropout)
-# The targets of so many rows are enough for the figures.
+# The targets of this many rows are enough for the figures.
 _MANY = 100_000
 
 
@@ -33,14 +33,14 @@ class Judged:
     Attributes:
         name: Its name.
         family: `"sparse"`, `"categorical"` or `"binary"` cross-entropy, `"squared"` or
-            `"absolute"` error, `"other"` or None without a loss.
+            `"absolute"` error, `"other"`; None without a loss.
         loss: The function of targets and predictions, or None.
-        from_logits: Whether the loss takes logits.
-        ignored: The label that the loss leaves out, if any.
+        from_logits: Whether the loss expects logits.
+        ignored: The label that the loss ignores, if any.
         targets: The targets.
         predictions: Predictions for some rows, not those of `targets`.
-        activation: The name of the output's activation, `"unknown"` where it is not to
-            be seen.
+        activation: The name of the output's activation; `"unknown"` if it cannot be
+            determined.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Judged:
 
     @property
     def where(self) -> str:
-        """For a finding."""
+        """The name of the output for a finding."""
         return f"output {self.name!r}" if self.name else "output"
 
     @property
@@ -68,7 +68,7 @@ class Judged:
         return self.family in ("sparse", "categorical", "binary")
 
     def probabilities(self) -> bool:
-        """Whether the predictions are probabilities, as far as can be seen."""
+        """Whether the predictions appear to be probabilities."""
         if self.activation in ("softmax", "sigmoid", "hard_sigmoid"):
             return True
         if self.activation != "unknown":
@@ -80,7 +80,7 @@ class Judged:
         return inside and bool(np.allclose(p.sum(-1), 1, atol=1e-2))
 
     def labels(self) -> np.ndarray | None:
-        """The class of each row, where there is one for each row."""
+        """Return the class of each row, if there is one for each row."""
         y = self.targets[:_MANY]
         if self.family == "sparse" or (self.family == "binary" and self.classes == 1):
             return y.reshape(-1).astype(int) if y.size == len(y) else None
@@ -89,7 +89,7 @@ class Judged:
         return None
 
     def baseline(self, targets: Any = None) -> float | None:
-        """The lowest loss of a prediction that is the same for every row."""
+        """Return the lowest loss of a prediction that is the same for every row."""
         y = np.asarray(self.targets if targets is None else targets)[:_MANY]
         if self.family in ("squared", "absolute"):
             y = y.reshape(len(y), -1).astype(float)
@@ -107,13 +107,13 @@ class Judged:
         return None
 
     def uninformed(self) -> float | None:
-        """The loss before anything is known: ln C, or that of the best constant."""
+        """Return the loss of an untrained model: ln C, or that of the best constant."""
         if self.is_classifier:
             return float(np.log(2 if self.family == "binary" else self.classes))
         return self.baseline()
 
     def value(self, targets: np.ndarray, predictions: Any) -> float:
-        """The mean loss."""
+        """Return the mean loss."""
         assert self.loss is not None
         loss = self.loss(
             keras.ops.convert_to_tensor(targets),
@@ -128,7 +128,7 @@ def _entropy(counts: np.ndarray) -> float:
 
 
 def judged_outputs(model: keras.Model, y: Any, predictions: Any) -> list[Judged]:
-    """What there is to know of each output.
+    """Collect what is known of each output.
 
     Raises:
         ValueError: If outputs, targets and losses cannot be matched.
@@ -160,7 +160,7 @@ def _names(model, predictions) -> list[str]:
 
 
 def by_output(values: Any, names: list[str], spread: bool = False) -> list[Any]:
-    """What belongs to each output, from a dict, a list or a single one."""
+    """Return the entry of each output, from a dict, a list or a single one."""
     if isinstance(values, dict):
         return [values.get(name) for name in names]
     if isinstance(values, list | tuple):
@@ -189,14 +189,14 @@ def _config(loss: Any) -> dict:
     try:
         return loss.get_config()
     except Exception:
-        # A loss of the user's own may have none, and is not one of ours to judge.
+        # A custom loss may have none, and cannot be judged.
         return {}
 
 
 def _name(loss: Any) -> str:
     cls = type(loss)
     if isinstance(loss, keras.losses.Loss):
-        # A class of the user's own that has the name of one of Keras's is not Keras's.
+        # A custom class may have the name of one of Keras's.
         if getattr(keras.losses, cls.__name__, None) is not cls:
             return "other"
         text = cls.__name__

@@ -1,4 +1,4 @@
-"""Whether the inputs say anything about the targets, asked without the network."""
+"""Test without the network whether the inputs say anything about the targets."""
 
 from collections.abc import Iterator
 
@@ -11,26 +11,26 @@ _ROWS, _NEIGHBOURS, _DRAWS = 1000, 10, 200
 
 
 def neighbours_agree(x, y, held_x, held_y, classes: bool, seed: int) -> float | None:
-    """How much better than chance the nearest rows predict held-out targets.
+    """Measure how much better than chance the nearest rows predict held-out targets.
 
     Args:
         x: Training inputs.
-        y: Their targets, a number each.
+        y: Their targets, one number per row.
         held_x: Held-out inputs.
         held_y: Their targets.
         classes: Whether the targets are classes.
-        seed: Of the permutations.
+        seed: Seed of the permutations.
 
     Returns:
-        The agreement with the targets in standard deviations of that with permuted
-        ones; None where the inputs cannot be compared.
+        The agreement with the targets, in standard deviations of the agreement with
+        permuted targets; None if the inputs cannot be compared.
     """
     train, held = _features(x), _features(held_x)
     if train is None or held is None or train.shape[1:] != held.shape[1:]:
         return None
     both = np.concatenate([train, held])
     mean, scale = both.mean(0), both.std(0)
-    # Where nothing varies, what is left by rounding is not to count.
+    # If nothing varies, rounding errors must not count.
     scale = np.where(scale > 1e-5 * np.abs(mean), np.maximum(scale, 1e-30), np.inf)
     train, held = (train - mean) / scale, (held - mean) / scale
     y, held_y = np.asarray(y).ravel(), np.asarray(held_y).ravel()
@@ -60,7 +60,7 @@ def _parts(arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _counts(tokens: np.ndarray) -> np.ndarray:
-    """How often each of the commonest numbers is in a row: the order says little."""
+    """Count how often the most frequent numbers occur in a row, in any order."""
     bins = tokens % 512
     found = np.zeros((len(tokens), 512), np.float32)
     for column in bins.T:

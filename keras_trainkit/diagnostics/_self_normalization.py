@@ -19,14 +19,14 @@ from keras_trainkit._training.recording import leaves, outputs
 
 @dataclass(frozen=True, repr=False)
 class SelfNormalizationReport(Report):
-    """Whether a network normalizes itself, layer by layer.
+    """A report on whether a network normalizes itself, layer by layer.
 
     Attributes:
-        names: Paths of the layers, in the order of the pass.
+        names: Paths of the layers, in forward order.
         means: Mean of each layer's outputs, `(layers,)`.
         stds: Standard deviation of each layer's outputs, `(layers,)`.
-        problems: What breaks a condition, by the layer's path, or `"input"` for the
-            data.
+        problems: A dict from a layer's path, or `"input"` for the data, to the
+            condition that it breaks.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -59,15 +59,16 @@ class SelfNormalizationReport(Report):
 
 
 def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
-    """Check whether a network keeps mean 0 and standard deviation 1 by itself.
+    """Check whether a network keeps its outputs at mean 0 and standard deviation 1.
 
-    The conditions: standardized inputs, SELU behind LeCun-normal Dense layers, no
-    dropout but AlphaDropout, no normalization layer, and one layer after the other. The
-    last layer with weights may have any activation and initializer.
+    The conditions: standardized inputs, SELU after Dense layers with the LeCun-normal
+    initializer, no dropout except AlphaDropout, no normalization layer, and a plain
+    stack of layers. The last layer with weights may have any activation and
+    initializer.
 
     Args:
         model: A built Sequential or Functional model; it is not changed.
-        x: A batch of inputs, some hundred rows.
+        x: A batch of inputs, a few hundred rows.
 
     Returns:
         A `SelfNormalizationReport`.
@@ -120,7 +121,7 @@ def _initializer_problem(layer) -> str | None:
 
 
 def _activation_problem(rest) -> str | None:
-    """Look for SELU in a Dense layer, or in the Activation behind it."""
+    """Look for SELU in a Dense layer, or in the Activation after it."""
     found = rest[0].activation
     if found is keras.activations.linear and len(rest) > 1:
         found = getattr(rest[1], "activation", None)

@@ -1,4 +1,4 @@
-"""Signals forward and gradients backward, layer by layer."""
+"""Measure activations and gradients layer by layer."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from keras_trainkit._training.recording import gradients_of, leaves, outputs
 from keras_trainkit._training.scheduled import as_of_now
 from keras_trainkit._training.state import as_it_was
 
-# The bounds of the activations that have some.
+# The bounds of the bounded activations.
 _BOUNDS = {
     "sigmoid": (0.0, 1.0),
     "hard_sigmoid": (0.0, 1.0),
@@ -29,7 +29,7 @@ _BOUNDS = {
 # Within this fraction of the whole range from a bound, an activation is saturated: a
 # sigmoid's slope is then below a fifth of its largest.
 _SATURATED = 0.05
-# A gradient this many times smaller or larger at one end than at the other.
+# A gradient this many times smaller or larger at one end than at the other is reported.
 _UNBALANCED = 1e3
 _MANY_DEAD = 0.5
 
@@ -45,11 +45,11 @@ class LayerSignal:
         std: Standard deviation of the outputs.
         dead: Fraction of the units (channels) that are 0 for every row.
         saturated: Fraction of the outputs within 5% of a bound of the activation; None
-            where the activation has no bounds.
-        gradient_norm: Euclidean norm of the loss's gradient in the layer's weights;
-            None without targets, or where the layer has no trainable weights.
+            if the activation has no bounds.
+        gradient_norm: Euclidean norm of the gradient of the loss with respect to the
+            layer's weights; None without targets or without trainable weights.
         update_ratio: Norm of the change of the layer's weights in one step of the
-            optimizer over the norm of the weights; None as for `gradient_norm`. Around
+            optimizer over the norm of the weights; None as for `gradient_norm`. About
             0.001 is usual.
 
     Examples:
@@ -73,11 +73,11 @@ class LayerSignal:
 
 @dataclass(frozen=True, repr=False)
 class SignalReport(Report):
-    """The signal in each layer of a model, in the order of the pass.
+    """The signal in each layer of a model, in forward order.
 
     Attributes:
         layers: A `LayerSignal` for each layer.
-        problems: What is wrong, a sentence each; empty if nothing is.
+        problems: One sentence per problem; empty if there are none.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -107,27 +107,27 @@ def signal_report(
     training: bool = True,
     gradients: bool | None = None,
 ) -> SignalReport:
-    """Measure what passes through each layer: activations, gradients, updates.
+    """Measure activations, gradients and updates in each layer.
 
-    Shows signals that vanish, explode or die. The model is as it was afterwards.
+    Shows signals that vanish, explode or die. The model is left unchanged.
 
     Args:
-        model: A built Sequential or Functional model, nested ones included; a
-            subclassed one as far as its layers are its attributes.
-        x: A batch of inputs as `fit` takes them, some hundred rows; or a dataset, of
-            which the first batch is taken.
+        model: A built Sequential or Functional model, including nested ones; of a
+            subclassed one, the layers that are its attributes.
+        x: A batch of inputs as `fit` accepts them, a few hundred rows; or a dataset, of
+            which the first batch is used.
         y: Its targets, for gradients and updates; the model must be compiled.
-        training: Whether the activations are those of training, with dropout and the
+        training: Whether to run the layers in training mode, with dropout and with the
             batch's own statistics in BatchNorm.
-        gradients: Whether to measure gradients and updates; by default where there are
-            targets. True is for a model that trains without any, such as a VAE.
+        gradients: Whether to measure gradients and updates; by default if there are
+            targets. Pass True for a model that trains without targets, such as a VAE.
 
     Returns:
         A `SignalReport`.
 
     Raises:
-        ValueError: If the model is not built, or not compiled where gradients are
-            asked for.
+        ValueError: If the model is not built, or if gradients are requested and it is
+            not compiled.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -161,7 +161,7 @@ def signal_report(
             std=float(array.std()),
             dead=float((array == 0).all(0).mean()),
             saturated=_saturated(layer, array),
-            # Once for each layer, in its first line.
+            # Shown once for each layer, in its first line.
             gradient_norm=norms.pop(layer, None),
             update_ratio=updates.pop(layer, None),
         )
@@ -172,7 +172,7 @@ def signal_report(
 
 
 def _first_batch(x: Any, y: Any) -> tuple:
-    """`(x, y, sample_weight)` of the batch that is looked at."""
+    """Return `(x, y, sample_weight)` of the batch to measure."""
     if is_arrays(x):
         return x, y, None
     batches, _ = batches_of(x)
@@ -199,9 +199,9 @@ def _cells(layer: LayerSignal) -> list[str]:
 
 
 def _backward(model, batch: tuple):
-    """Norms of the gradients, and of the updates over the weights, by layer."""
+    """Return the gradient norms, and the update norms over the weights', by layer."""
     found = gradients_of(model, *batch)
-    # A frozen layer says that it has none, though LoRA trains inside it.
+    # A frozen layer reports no trainable weights, even if LoRA trains inside it.
     owned = {
         layer: [v for v in layer.variables if id(v) in found] for layer in leaves(model)
     }
@@ -209,7 +209,7 @@ def _backward(model, batch: tuple):
     variables = [owned[layer] for layer in layers]
     gradients = [_norm([found[id(v)] for v in own]) for own in variables]
     with as_it_was(model):
-        # A copy, since an optimizer that takes a step before its time stays built.
+        # A copy, because an optimizer stays built after its first step.
         install(model, as_of_now(model), rewrap=True)
         before = [_arrays(own) for own in variables]
         step_as_fit(model, *batch)

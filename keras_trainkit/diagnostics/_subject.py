@@ -1,4 +1,4 @@
-"""What a check-up looks at: a model, and the data as arrays."""
+"""The subject of a check-up: a model, and its data as arrays."""
 
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +18,7 @@ from keras_trainkit._training.batches import (
 )
 from keras_trainkit.diagnostics._loss import Judged, judged_outputs
 
-# What is looked at where the data come as batches.
+# Number of rows to use if the data come in batches.
 _MOST_BATCHES = 200
 _MOST_ROWS = 20_000
 _SAMPLE = 256
@@ -31,12 +31,12 @@ class Subject:
     Attributes:
         model: The compiled model.
         x: Inputs, a structure of arrays.
-        y: Targets, likewise; None if the model takes none.
+        y: Targets, likewise; None if the model has none.
         weights: Sample weights, or None.
         validation: `(x, y)`, or None.
-        batch_size: Rows of a batch.
-        seed: Of every choice of rows.
-        outputs: What is known of each output; empty where nothing is.
+        batch_size: Rows per batch.
+        seed: Seed of every choice of rows.
+        outputs: What is known of each output; empty if nothing is.
     """
 
     model: keras.Model
@@ -54,30 +54,30 @@ class Subject:
         return len(keras.tree.flatten(self.x)[0])
 
     def sample(self, most: int = _SAMPLE) -> tuple:
-        """`(x, y, weights)` of some rows."""
+        """Return `(x, y, weights)` of a random choice of rows."""
         rng = np.random.default_rng(self.seed)
         return self.take(np.sort(rng.permutation(self.rows)[:most]))
 
     def take(self, rows: np.ndarray) -> tuple:
-        """`(x, y, weights)` of these rows."""
+        """Return `(x, y, weights)` of these rows."""
         return take((self.x, self.y, self.weights), rows)
 
     def look_at_outputs(self) -> None:
-        """Find out what each output, its targets and its loss are."""
+        """Determine each output, its targets and its loss."""
         x, _, _ = self.sample()
         predictions = self.model(x, training=False)
         self.outputs = judged_outputs(self.model, self.y, predictions)
 
 
 def take(data: Any, rows: np.ndarray) -> Any:
-    """Some rows of a structure of arrays, None left alone."""
+    """Return some rows of a structure of arrays; None stays None."""
     return keras.tree.map_structure(lambda a: None if a is None else a[rows], data)
 
 
 def subject_of(
     model, x, y, validation_data, sample_weight, batch_size, seed
 ) -> Subject:
-    """Gather what `check_up` was given."""
+    """Collect the arguments of `check_up`."""
     if not isinstance(model, keras.Model) or not model.compiled:
         reject("model", getattr(model, "name", model), "a compiled Keras model")
     if is_arrays(x):
@@ -95,7 +95,7 @@ def subject_of(
         (x, y, weights), size = _gathered(x)
     _check_rows((x, y, weights))
     validation = None if validation_data is None else _pair(validation_data)
-    # From here on all is as the training step sees it.
+    # From here on the data are as the training step sees them.
     x, y, weights = batch_as_fit(model, x, y, weights)
     if validation is not None:
         validation = batch_as_fit(model, *validation)[:2]
@@ -103,7 +103,7 @@ def subject_of(
 
 
 def _some_rows(data: tuple, seed: int) -> tuple:
-    """No more than what is looked at, since it takes time to preprocess them."""
+    """Return only the rows that are used, because preprocessing takes time."""
     _check_rows(data)
     rows = len(keras.tree.flatten(data[0])[0])
     order = np.random.default_rng(seed).permutation(rows)[:_MOST_ROWS]
@@ -119,7 +119,7 @@ def _pair(data: Any) -> tuple:
 
 
 def _gathered(x: Any) -> tuple[tuple, int]:
-    """The first batches as one."""
+    """Return the first batches as one."""
     batches, _ = batches_of(x)
     found: list[tuple] = []
     rows = 0
@@ -140,7 +140,7 @@ def _joined(batches: list[tuple]) -> tuple:
     try:
         return keras.tree.map_structure(lambda *a: np.concatenate(a), *batches)
     except ValueError:
-        # Batches of different lengths of sequence: the first shape alone.
+        # Batches of different sequence lengths: only those of the first shape.
         shapes = [[a.shape[1:] for a in keras.tree.flatten(b)] for b in batches]
         same = [b for b, s in zip(batches, shapes, strict=True) if s == shapes[0]]
         return keras.tree.map_structure(lambda *a: np.concatenate(a), *same)
@@ -153,14 +153,14 @@ def _check_rows(data: tuple) -> None:
 
 
 def has_batch_norm(model: keras.Model) -> bool:
-    """Whether some layer of a model is a BatchNorm."""
+    """Whether a model contains a BatchNorm."""
     return any(
         isinstance(layer, keras.layers.BatchNormalization) for layer in sublayers(model)
     )
 
 
 def named_leaves(name: str, structure: Any) -> list[tuple[str, np.ndarray]]:
-    """Each array of a structure with the expression for it."""
+    """Yield each array of a structure with the expression that reaches it."""
     if structure is None:
         return []
     found = []
@@ -170,5 +170,5 @@ def named_leaves(name: str, structure: Any) -> list[tuple[str, np.ndarray]]:
 
 
 def is_numeric(array: Any) -> bool:
-    """Whether an array has numbers, not texts."""
+    """Whether an array contains numbers, not text."""
     return isinstance(array, np.ndarray) and array.dtype.kind in "fiub"

@@ -17,14 +17,14 @@ _CHECKPOINTS = 10
 
 @dataclass(frozen=True)
 class Run:
-    """What a trial training did.
+    """The result of a trial training.
 
     Attributes:
-        rate: Its learning rate, None for the schedule of the model.
+        rate: Its learning rate; None for the model's own schedule.
         steps: Number of steps.
         start: The loss on some training rows before it, without penalties.
         start_held: The loss on held-out rows before it.
-        train: That loss at some points on the way, the last at the end.
+        train: The loss on those training rows at some points, the last at the end.
         held: The loss on held-out rows at the same points.
     """
 
@@ -37,14 +37,14 @@ class Run:
 
     @property
     def end(self) -> float:
-        """The loss on training rows at the end; infinite where it is not finite."""
+        """Return the final loss on training rows; infinite if it is not finite."""
         last = self.train[-1] if len(self.train) else np.nan
         return float(last) if np.isfinite(last) else np.inf
 
 
 @dataclass
 class Trial:
-    """Trainings from the state that the model has now. Use it inside `as_it_was`.
+    """Run trainings from the model's current state. Use it inside `as_it_was`.
 
     Attributes:
         subject: The model and its data.
@@ -81,11 +81,11 @@ class Trial:
         self._values = [_array(v) for v in self._variables]
 
     def user_rate(self) -> float | None:
-        """The learning rate of the model, None for a schedule."""
+        """Return the learning rate of the model; None for a schedule."""
         return float(self._schedule) if self._constant else None
 
     def reset(self) -> None:
-        """Put the model and the optimizer back to the beginning."""
+        """Restore the model and the optimizer to the initial state."""
         for variable, value in zip(self._variables, self._values, strict=True):
             variable.assign(value)
 
@@ -102,7 +102,7 @@ class Trial:
         core_optimizer(model).learning_rate = rate
 
     def run(self, rate: float | None = None) -> Run:
-        """Train from the beginning."""
+        """Train from the initial state."""
         self.reset()
         start, start_held = self.loss(*self.shown), self.loss(*self.held)
         self.reset()
@@ -129,7 +129,7 @@ class Trial:
         return Run(rate, done, start, start_held, np.array(train), np.array(held))
 
     def one_batch(self, rate: float | None, steps: int) -> tuple[float, float]:
-        """The loss on one batch before and after training on it alone."""
+        """Return the loss on one batch before and after training on it alone."""
         self.reset()
         size = min(self.subject.batch_size, len(self.rows), 32)
         batch = self.subject.take(self.rows[:size])
@@ -144,11 +144,11 @@ class Trial:
         return start, self.loss(*batch[:2])
 
     def step(self, x, y, weights=None) -> None:
-        """One step of the optimizer."""
+        """Run one step of the optimizer."""
         step_as_fit(self.subject.model, x, y, weights)
 
     def loss(self, x, y) -> float:
-        """The compiled loss without penalties.
+        """Return the compiled loss without penalties.
 
         A network with BatchNorm uses the statistics of these rows: its moving averages
         are far behind in so short a training.
@@ -162,7 +162,7 @@ class Trial:
 
 
 def penalty(model: keras.Model) -> float:
-    """What the regularizers add to the loss."""
+    """Return the sum of the regularizers' penalties."""
     return float(sum(float(_array(loss)) for loss in model.losses))
 
 

@@ -1,4 +1,4 @@
-"""Find the learning rate: the range test."""
+"""Find the learning rate with a range test."""
 
 from keras_trainkit.lr_finder._analyse import LRFinderResult as LRFinderResult
 from keras_trainkit.lr_finder._analyse import analyse as analyse

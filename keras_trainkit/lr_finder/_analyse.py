@@ -18,10 +18,10 @@ _DIVERGED = 4.0
 # benchmarks/bench_lr_finder.py keeps for it, where up to 0.85 more was better; above
 # 0.78 a noisy curve misleads it.
 _DESCENT = 0.78
-# The descent in standard errors: below the first it is put down to noise (of pure
-# noise, one test in twenty passes it), below the second it is called noisy.
+# The descent in standard errors: below the first it counts as noise (one test in twenty
+# of pure noise passes it), below the second the verdict is "noisy".
 _EVIDENCE = (5.0, 10.0)
-# A descent by a smaller part of the loss is none.
+# A descent by a smaller fraction of the loss does not count.
 _SMALLEST = 0.02
 
 NO_DESCENT = "no descent: model does not learn at any rate"
@@ -32,7 +32,7 @@ DIVERGES = "diverges at min_lr: lower it"
 
 @dataclass(frozen=True, repr=False)
 class LRFinderResult(Report):
-    """A learning-rate range test.
+    """The result of a learning-rate range test.
 
     Attributes:
         lrs: The learning rate of each step, increasing.
@@ -41,21 +41,20 @@ class LRFinderResult(Report):
             bias correction, one from the left and one from the right, so that the curve
             does not lag. Their weights fall by 1 / e in 0.1 decades of the rate.
         suggestions: Rates by name, read from the smoothed losses; empty if there is no
-            descent. `"descent"`: where the loss has made 78% of its descent,
-            but at most half the rate of the lowest loss;
-            `"steepest"`: where the loss falls fastest per decade; `"valley"`: the
-            middle of the longest run of falling losses; `"slide"`: the right end of the
-            descent, before the loss changes its slope; `"minimum"`: a tenth of the rate
-            of the lowest loss (a rule that ends at the edge of the range is left out);
-            `"one_cycle"`, for the peak of a cycle: half a decade
-            below the rate at which the loss has risen from there by a tenth of the
-            descent.
+            descent. `"descent"`: where the loss has made 78% of its descent, but at
+            most half the rate of the lowest loss; `"steepest"`: where the loss falls
+            fastest per decade; `"valley"`: the middle of the longest run of falling
+            losses; `"slide"`: the right end of the descent, before the slope of the
+            loss changes; `"minimum"`: a tenth of the rate of the lowest loss;
+            `"one_cycle"`, for the peak of a cycle: half a decade below the rate at
+            which the loss has risen again by a tenth of the descent. A rule that ends
+            at the edge of the range is left out.
         suggestion: The rate to use, `"descent"`; None if there is no descent.
         verdict: `"clear"`, `"noisy"`, or what is wrong with the test and what to do.
-        first: The first test, where `kt.find_lr` repeated one that was not clear; else
+        first: The first test, if `kt.find_lr` repeated one that was not clear; else
             None.
-        confirmed: With `kt.find_lr(..., confirm=k)`, the loss at the end of the longest
-            short training at each rate, by rate; infinite where it diverged.
+        confirmed: With `kt.find_lr(..., confirm=k)`, a dict from each rate to the loss
+            at the end of the longest training at that rate; infinite if it diverged.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -76,7 +75,7 @@ class LRFinderResult(Report):
 
     @property
     def one_cycle(self) -> float | None:
-        """The rate for the peak of one cycle; None if there is no descent."""
+        """The rate to use as the peak of one cycle; None if there is no descent."""
         return self.suggestions.get("one_cycle")
 
     def summary(self) -> str:
@@ -102,21 +101,20 @@ class LRFinderResult(Report):
 def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
     """Suggest a learning rate from the losses of a range test.
 
-    Points from the first loss on that is four times as high as the first ones, or the
-    first of two that are not finite, do not count, nor do single ones that are not
-    finite.
+    The curve ends where the loss is four times as high as the first losses, or where
+    two losses in a row are not finite. A single loss that is not finite is ignored.
 
     Args:
         lrs: Increasing learning rates.
         losses: The loss at each.
-        skip_start: Number of steps at the beginning that do not count, where the first
+        skip_start: Number of steps to ignore at the beginning, for curves whose first
             losses are far above the others.
 
     Returns:
-        An `LRFinderResult` with the arrays that were given.
+        An `LRFinderResult` with the given arrays.
 
     Raises:
-        ValueError: If the arrays do not fit, or have fewer than 10 points.
+        ValueError: If the arrays do not match, or have fewer than 10 points.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -131,7 +129,7 @@ def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
         arXiv:1506.01186, section 3.3.
     """
     lrs, losses = check_numbers("lrs", lrs), check_numbers("losses", losses)
-    # Written so that NaN fails too.
+    # Written so that NaN fails the check too.
     if (
         lrs.ndim != 1
         or len(lrs) < 10
@@ -181,7 +179,7 @@ def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
         {
             name: float(rate)
             for name, rate in suggestions.items()
-            # A rule that runs to the edge of the range has found nothing.
+            # A rule that ends at the edge of the range has found nothing.
             if lrs[0] < rate < lrs[-1] or name == "descent"
         },
         float(suggestions["descent"]),
@@ -190,7 +188,7 @@ def analyse(lrs: Any, losses: Any, *, skip_start: int = 0) -> LRFinderResult:
 
 
 def _behind(found: LRFinderResult, lrs, losses) -> LRFinderResult:
-    """A result with the steps that were skipped at the beginning."""
+    """Return the result with the steps that were skipped at the beginning."""
     skipped = losses[: len(losses) - len(found.losses)]
     return replace(
         found,
@@ -201,9 +199,9 @@ def _behind(found: LRFinderResult, lrs, losses) -> LRFinderResult:
 
 
 def _without_gaps(losses: np.ndarray) -> np.ndarray:
-    """The losses, with single ones that are not finite between their neighbours.
+    """Replace a single loss that is not finite by the mean of its neighbours.
 
-    One batch may overflow; where two in a row do, the test has diverged.
+    One batch may overflow; if two in a row do, the test has diverged.
     """
     bad = ~np.isfinite(losses)
     single = bad[1:-1] & ~bad[:-2] & ~bad[2:]
@@ -213,14 +211,14 @@ def _without_gaps(losses: np.ndarray) -> np.ndarray:
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """The rate at which the losses fall fastest per decade."""
+    """Return the rate at which the losses fall fastest per decade."""
     if len(lrs) < 2:
         return float(lrs[0])
     return float(lrs[int(np.argmin(np.gradient(losses, np.log(lrs))))])
 
 
 def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
-    """The rate in the middle of the longest falling subsequence of the losses."""
+    """Return the rate in the middle of the losses' longest falling subsequence."""
     length = np.ones(len(losses), int)
     for i in range(1, len(losses)):
         higher = losses[:i] > losses[i]
@@ -231,13 +229,13 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> float:
 
 
 def slide(lrs: np.ndarray, losses: np.ndarray, width=15, tolerance=0.005) -> float:
-    """The rate where the slope stops changing, coming from the highest rate.
+    """Return the rate where the slope stops changing, from the highest rate down.
 
     Args:
         lrs: The learning rates.
         losses: Their losses.
         width: Number of steps between the two slopes that are compared.
-        tolerance: Largest difference between them.
+        tolerance: Largest difference between the slopes.
     """
     slope = np.gradient(losses)
     width = min(width, len(losses) - 1)
@@ -248,25 +246,25 @@ def slide(lrs: np.ndarray, losses: np.ndarray, width=15, tolerance=0.005) -> flo
 
 
 def _first_below(lrs: np.ndarray, losses: np.ndarray, level: float) -> float:
-    """The rate at which the losses first come down to a level."""
+    """Return the rate at which the losses first fall to a level."""
     end = max(int(np.argmax(losses <= level)), 1)
     part = slice(end - 1, end + 1)
-    # By ascending losses, as `np.interp` wants them.
+    # In ascending order, which `np.interp` requires.
     return float(np.exp(np.interp(level, losses[part][::-1], np.log(lrs[part])[::-1])))
 
 
 def _edge(smoothed: np.ndarray, lowest: int, descent: float) -> int:
-    """The last point behind the lowest before the losses rise."""
+    """Return the last point after the lowest one before the losses rise."""
     risen = smoothed[lowest:] > smoothed[lowest] + descent / 10
     return lowest + int(np.argmax(risen)) - 1 if risen.any() else len(smoothed) - 1
 
 
 def exploded(losses: list[float], factor: float) -> bool:
-    """Whether a test that goes on can add nothing.
+    """Whether further steps of a test would add nothing.
 
     Args:
         losses: The losses so far.
-        factor: The last may be this many times the first ones.
+        factor: The largest ratio of the last losses to the first ones.
     """
     if not any(math.isfinite(loss) for loss in losses[-2:]):
         return len(losses) > 1
@@ -274,7 +272,7 @@ def exploded(losses: list[float], factor: float) -> bool:
 
 
 def _usable(losses: np.ndarray) -> int:
-    """Number of points before the loss explodes."""
+    """Return the number of points before the loss explodes."""
     start = np.median(losses[:5])
     if not np.isfinite(start):
         return 0
@@ -283,22 +281,22 @@ def _usable(losses: np.ndarray) -> int:
 
 
 def _smooth(lrs: np.ndarray, losses: np.ndarray) -> tuple[np.ndarray, float]:
-    """The smoothed losses, and their standard error."""
+    """Return the smoothed losses and their standard error."""
     step = np.log10(lrs[-1] / lrs[0]) / (len(lrs) - 1)
     beta = math.exp(-step / _SMOOTHING)
     smoothed = (_average(losses, beta) + _average(losses[::-1], beta)[::-1]) / 2
-    # The noise from one step to the next on the way down; behind the lowest point the
+    # The noise from one step to the next on the way down; after the lowest point the
     # losses scatter far more.
     lowest = max(int(np.argmin(smoothed)), 9)
     jumps = np.abs(np.diff(losses[: lowest + 1]))
     noise = max(1.4826 * float(np.median(jumps)) / math.sqrt(2), 1e-12)
-    # The weights: 1 - beta in the middle, half of it times beta^n at a distance n.
+    # The weights are 1 - beta in the middle, and half of it times beta^n at distance n.
     squares = (1 - beta) ** 2 * (1 + beta**2 / (2 * (1 - beta**2)))
     return smoothed, noise * math.sqrt(squares)
 
 
 def _average(losses: np.ndarray, beta: float) -> np.ndarray:
-    """The exponential moving average, divided by the sum of its weights."""
+    """Return the exponential moving average, divided by the sum of its weights."""
     averages, average = np.empty(len(losses)), 0.0
     for step, loss in enumerate(losses):
         average = beta * average + (1 - beta) * loss
@@ -307,6 +305,6 @@ def _average(losses: np.ndarray, beta: float) -> np.ndarray:
 
 
 def _falls_at_the_end(lrs, smoothed, lowest: int) -> bool:
-    """Whether the lowest loss is the last, and the slope there is still steep."""
+    """Whether the lowest loss is the last one and the slope there is still steep."""
     slope = np.gradient(smoothed, np.log(lrs))
     return lowest >= len(lrs) - 2 and slope[-2:].mean() < slope.min() / 4

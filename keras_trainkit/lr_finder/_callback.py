@@ -19,15 +19,15 @@ class LRFinder(keras.callbacks.Callback):
     """The range test of `kt.find_lr` as a callback.
 
     `model.fit(..., callbacks=[finder])` trains for `num_steps` batches while the
-    learning rate grows, stops, and puts the model back as it was before the fit. The
-    loss of each step is taken inside the compiled step, whatever
+    learning rate grows, stops, and restores the model to its state before the fit. The
+    loss of each step is recorded inside the compiled step, for any
     `steps_per_execution`.
 
     Args:
         min_lr: The first learning rate.
         max_lr: The last learning rate.
-        num_steps: Number of steps; by default those of the fit, but no fewer than 100
-            and no more than 300.
+        num_steps: Number of steps; by default those of the fit, but at least 100 and at
+            most 300.
         scale: `"exponential"` or `"linear"` growth of the rate.
         optimizer: As in `kt.find_lr`.
         monitor: As in `kt.find_lr`.
@@ -36,8 +36,7 @@ class LRFinder(keras.callbacks.Callback):
         result: An `LRFinderResult`, after the fit.
 
     Raises:
-        ValueError: If an argument is wrong; at the beginning of the fit, if it has
-            fewer than 10 steps.
+        ValueError: If an argument is wrong; from `fit`, if it has fewer than 10 steps.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -67,7 +66,7 @@ class LRFinder(keras.callbacks.Callback):
         monitor: str = "loss",
     ):
         super().__init__()
-        # For its checks; the number of steps follows from the fit.
+        # Only to check the arguments; the number of steps depends on the fit.
         RangeTest(min_lr, max_lr, 100 if num_steps is None else num_steps, scale)
         self.min_lr, self.max_lr, self.scale = min_lr, max_lr, scale
         self.num_steps = num_steps
@@ -76,7 +75,7 @@ class LRFinder(keras.callbacks.Callback):
         self._kept = contextlib.ExitStack()
 
     def set_params(self, params):
-        """Install the growing rate, before `fit` compiles its step."""
+        """Install the growing rate before `fit` compiles its step."""
         super().set_params(params)
         self.restore()
         steps, epochs = self.params["steps"], self.params["epochs"]
@@ -109,5 +108,5 @@ class LRFinder(keras.callbacks.Callback):
         self.restore()
 
     def restore(self) -> None:
-        """Put the model back; only a fit that raised or was interrupted needs it."""
+        """Restore the model; needed only if the fit raised or was interrupted."""
         self._kept.close()

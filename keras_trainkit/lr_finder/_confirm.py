@@ -1,4 +1,4 @@
-"""Short trainings around the rate that a range test suggests."""
+"""Confirm a suggested rate by short trainings at rates around it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 from keras_trainkit.lr_finder._analyse import LRFinderResult
 from keras_trainkit.lr_finder._range_test import RangeTest
 
-# The rates go from the suggestion over this to the suggestion times this.
+# The rates range from the suggestion divided by this to the suggestion times this.
 _AROUND = 3.0
 
 
@@ -21,13 +21,13 @@ def confirmed(
     optimizer: str | None,
     monitor: str,
 ) -> LRFinderResult:
-    """Compare `k` rates by successive halving, and suggest the best.
+    """Compare `k` rates by successive halving and suggest the best.
 
     Args:
         found: A range test with a suggestion.
-        run: Makes the steps of a test, from the same state each time.
+        run: Runs the steps of a test, from the same state each time.
         k: Number of rates.
-        num_steps: Half as many are the steps of the first trainings.
+        num_steps: Twice the number of steps of the first trainings.
         optimizer: As in `kt.find_lr`.
         monitor: As in `kt.find_lr`.
 
@@ -49,7 +49,7 @@ def confirmed(
 
 
 class _OneRate(RangeTest):
-    """A training at one rate."""
+    """A short training at one rate."""
 
     def __init__(self, rate, steps, optimizer, monitor):
         super().__init__(rate, 2 * rate, steps, "exponential", optimizer, monitor)
@@ -60,7 +60,7 @@ class _OneRate(RangeTest):
         self.phase = f"training at {rate:.3g}, {steps} steps"
 
     def loss(self) -> float:
-        """The mean loss over the last quarter; infinite where it diverged."""
+        """Return the mean loss over the last quarter; infinite if it diverged."""
         losses = self.losses()
         mean = float(np.mean(losses[-(len(self.lrs) // 4) :]))
         return mean if len(losses) == len(self.lrs) and np.isfinite(mean) else np.inf

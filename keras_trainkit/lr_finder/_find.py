@@ -1,4 +1,4 @@
-"""The range test."""
+"""`find_lr`: run a range test on a model, and restore the model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -28,8 +28,8 @@ from keras_trainkit.lr_finder._range_test import (
 )
 
 MIN_LR, MAX_LR = 1e-7, 10.0
-# A test that was not clear is repeated with this many times the steps, and its range
-# this many times wider at the lower and at the upper end.
+# A test that was not clear is repeated with this many times the steps, and with a range
+# that is this many times wider at the lower and at the upper end.
 _LONGER = 3
 _RETRIES = {
     NO_DESCENT: (1, 1),
@@ -60,49 +60,47 @@ def find_lr(
     confirm: int | None = None,
     verbose: int = 0,
 ) -> LRFinderResult:
-    """Find the learning rate with a range test, and leave the model as it was.
+    """Find the learning rate with a range test; the model is left unchanged.
 
-    Trains for some steps while the learning rate grows from `min_lr` to `max_lr`, stops
-    where the loss explodes, and puts weights, optimizer, metrics, history and random
-    states back, also after an error or Ctrl-C. A `fit` afterwards does what it would
-    have done.
+    Trains for a few hundred steps while the learning rate grows from `min_lr` to
+    `max_lr`, stops when the loss explodes, and restores weights, optimizer, metrics,
+    history and random states, even after an error or Ctrl-C. A later `fit` gives the
+    same result as without the test.
 
     Args:
         model: A compiled model.
-        x: What the model's `fit` takes: inputs as an array (or a list, tuple or dict of
-            arrays), or batches `(inputs,)`, `(inputs, targets)` or `(inputs, targets,
-            sample_weights)` from a `tf.data.Dataset`, a `PyDataset`, a PyTorch
-            `DataLoader` or another iterable; a generator is used up.
-        y: Targets, where `x` is an array and the model has targets.
+        x: What the model's `fit` accepts: inputs as an array (or a list, tuple or dict
+            of arrays), or batches `(inputs,)`, `(inputs, targets)` or `(inputs,
+            targets, sample_weights)` from a `tf.data.Dataset`, a `PyDataset`, a PyTorch
+            `DataLoader` or another iterable; a generator is consumed.
+        y: Targets, if `x` is an array and the model has targets.
         min_lr: The first learning rate.
         max_lr: The last learning rate.
-        num_steps: Number of steps, by default an epoch, but no fewer than 100 and no
-            more than 300. By default, too, a test whose verdict is not "clear" is
-            repeated once with three times the steps, in a range that is wider where it
-            has to be, unless `x` is an iterator; the result has the first one as
-            `first`.
-        batch_size: Rows of a batch where `x` is an array; 32 by default.
-        sample_weight: A weight for each row, where `x` is an array.
+        num_steps: Number of steps. By default one epoch, but at least 100 and at most
+            300 steps; and unless `x` is an iterator, a test whose verdict is not
+            "clear" is then repeated once with three times the steps, in a wider range
+            if necessary. The result has the first test as `first`.
+        batch_size: Rows per batch if `x` is an array; 32 by default.
+        sample_weight: A weight for each row, if `x` is an array.
         class_weight: A weight for each class, as in `fit`.
         scale: `"exponential"` or `"linear"` growth of the rate.
-        seed: Seed of the order of the rows where `x` is an array.
-        optimizer: Which optimizer the test is for, where a `train_step` of the model's
-            own uses several: the attribute, such as `"d_optimizer"`. The others train
-            at their own rates.
-        monitor: The name of the loss in what `train_step` returns.
-        stop_factor: End the test at a loss this many times the first ones; None to go
-            on to `max_lr`, whatever happens.
-        skip_start: Number of steps at the beginning whose losses do not count.
-        where: Which layers to find the rate for, the others being held still as
-            `kt.transfer.freeze` holds them: a layer, a type of layers, a regular
-            expression that matches the whole of a layer's name or path, a function of a
-            layer, or a list of these. By default all layers that train.
-        confirm: Number of rates from a third to three times the suggestion to try in
-            short trainings from the same state; the best becomes the suggestion. All
-            of them train for half of `num_steps`, the better half for twice as long,
-            and so on until one is left. What is compared is the mean loss over the last
+        seed: Seed of the order of the rows if `x` is an array.
+        optimizer: Which optimizer to test if a custom `train_step` uses several: the
+            attribute, such as `"d_optimizer"`. The others train at their own rates.
+        monitor: The name of the loss in the dict that `train_step` returns.
+        stop_factor: The test ends at a loss this many times the first losses; None to
+            continue to `max_lr` in any case.
+        skip_start: Number of steps at the beginning whose losses are ignored.
+        where: The layers to find the rate for; the others are frozen as by
+            `kt.transfer.freeze`. A layer, a layer type, a regular expression that
+            matches the whole of a layer's name or path, a function of a layer, or a
+            list of these. By default all layers that train.
+        confirm: Number of rates, from a third to three times the suggestion, to try in
+            short trainings from the same state; the best becomes the suggestion. All of
+            them train for half of `num_steps`, the better half for twice as long, and
+            so on until one is left. They are compared by the mean loss over the last
             quarter of the steps.
-        verbose: 1 for a progress bar of each test, under the name of its phase.
+        verbose: 1 for a progress bar for each phase of the test.
 
     Returns:
         An `LRFinderResult`.
@@ -128,7 +126,7 @@ def find_lr(
     _check_model(model)
     search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
     if where is not None and optimizer is not None:
-        reject("where", where, "None where `optimizer` names one of several")
+        reject("where", where, "None if `optimizer` names one of several")
     search.where, search.verbose = where, verbose
     test = {
         "scale": scale,
@@ -165,7 +163,7 @@ def _searched(search, min_lr, max_lr, num_steps, confirm, test) -> LRFinderResul
 
 
 class _Search:
-    """Runs tests on a model, each from the state in which it is."""
+    """Run tests on a model, each from the state that it has now."""
 
     def __init__(self, model, x, y, batch_size, sample_weight, class_weight, seed):
         self._model = model
@@ -174,18 +172,18 @@ class _Search:
         self._data: FitData | None = FitData(*self._given)
         self.where: Any = None
         self.verbose = 0
-        # What yields its batches once.
+        # An iterator, which can be read only once.
         self.once = isinstance(x, Iterator)
 
     def default_steps(self) -> int:
-        """The number of steps that fits the data."""
+        """Return the default number of steps for the data."""
         data = self._data or FitData(*self._given)
         return default_steps(data.length(self._batch_size))
 
     def run(self, test: RangeTest) -> None:
-        """Make the steps of a test, and put the model back."""
+        """Run the steps of a test and restore the model."""
         model = self._model
-        # Each test has the batches from the first on.
+        # Each test starts from the first batch.
         data, self._data = self._data or FitData(*self._given), None
         data.length(self._batch_size)
         options = data.options(len(test.lrs), self._batch_size, self._seed)
@@ -197,14 +195,14 @@ class _Search:
                 as_it_was(model),
                 training_alone(model, self.where),
             ):
-                # One step is one loss, also where a call runs many.
+                # One loss is recorded per step, even if one call runs several.
                 model.steps_per_execution = 1
                 if self.verbose:
                     print(f"find_lr: {test.phase}")
                 with test.installed(model):
                     model.fit(**options, callbacks=[Watch(test)], verbose=self.verbose)
         except BaseException as error:
-            # TensorFlow reports an error in the data as one of its own.
+            # TensorFlow wraps an error in the data in one of its own.
             if data.error is not None:
                 raise data.error from None
             if not test.steps and data.lacks_targets(model):

@@ -1,4 +1,4 @@
-"""The data of a range test, in the form in which the model's `fit` takes them."""
+"""The data of a range test, in the form that the model's `fit` accepts."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -22,11 +22,11 @@ from keras_trainkit._training.batches import (
 
 
 class FitData:
-    """What a user gives to `fit`.
+    """The data that a user passes to `fit`.
 
-    Arrays stay arrays and datasets stay datasets, so that a `fit` of the model's own,
-    such as one that preprocesses, sees what it knows. Other iterables become a
-    generator, which goes on with a new pass where one ends.
+    Arrays stay arrays and datasets stay datasets, so that a custom `fit`, such as one
+    that preprocesses, gets what it expects. Other iterables become a generator, which
+    starts over at the end of each pass.
     """
 
     def __init__(self, x, y, sample_weight, class_weight, own_fit):
@@ -58,7 +58,7 @@ class FitData:
             reject("sample_weight", sample_weight, "None where x yields batches")
         self._x = x
         self._first: tuple = ()
-        # A `fit` of the model's own takes arrays or datasets, as a rule.
+        # A custom `fit` usually accepts only arrays or datasets.
         self._as_it_is = _is_dataset(x) or own_fit
         self._batches, self._length = batches_of(x)
         if self._length == 0:
@@ -71,7 +71,7 @@ class FitData:
             self._first = first
 
     def length(self, batch_size: int | None) -> int | None:
-        """Number of batches of an epoch, where it is known."""
+        """Return the number of batches per epoch, if it is known."""
         if not self._arrays:
             if batch_size is not None:
                 reject("batch_size", batch_size, "None where x yields batches")
@@ -79,7 +79,7 @@ class FitData:
         return -(-self._rows // _checked(batch_size))
 
     def build(self, model: keras.Model) -> None:
-        """Build a model, since what is not built cannot be put back."""
+        """Build a model, because an unbuilt one cannot be restored."""
         if model.built:
             return
         if self._arrays:
@@ -89,12 +89,12 @@ class FitData:
         try:
             model(keras.tree.map_structure(as_array, inputs))
         except NotImplementedError:
-            # Without a `call`: a GAN whose parts are built, say.
+            # A model without `call`, such as a GAN whose parts are built.
             return
 
     def options(self, num_steps: int, batch_size: Any, seed: int) -> dict:
-        """The arguments of `fit` for so many steps."""
-        # Arrays come in the order of `seed`, and Keras warns where it cannot shuffle.
+        """Return the arguments of `fit` for a number of steps."""
+        # Arrays are ordered by `seed`, and Keras warns if it cannot shuffle.
         options: dict[str, Any] = {"shuffle": False}
         if self._arrays:
             order = shuffled_rows(self._rows, _checked(batch_size), num_steps, seed)
@@ -103,7 +103,7 @@ class FitData:
                 **{name: take(a, order.ravel()) for name, a in self._arrays.items()},
             }
         elif self._as_it_is:
-            # As many epochs as it takes; the test ends them.
+            # More epochs than needed; the test ends the fit.
             epochs = -(-num_steps // self._length) if self._length else num_steps
             options |= {"x": self._x, "epochs": epochs}
         else:
@@ -115,7 +115,7 @@ class FitData:
         return options
 
     def lacks_targets(self, model: keras.Model) -> bool:
-        """Whether the error of a first step may be that there are no targets."""
+        """Whether missing targets may explain the error of the first step."""
         own = any(
             getattr(type(model), name) is not getattr(keras.Model, name)
             for name in ("train_step", "compute_loss")
@@ -127,14 +127,14 @@ class FitData:
         yield from islice(self._batches, num_steps - 1)
 
     def _watched(self, batches: Iterable[tuple]) -> Iterator[tuple]:
-        """The batches in NumPy, and the error that ended them."""
+        """Yield the batches as NumPy arrays; keep the error that ended them."""
         try:
             for batch in batches:
                 batch = keras.tree.map_structure(as_array, batch)
                 batch = keras.tree.map_structure(text_as_tensor, batch)
                 if self._class_weight is not None:
                     batch = _weighted(batch, self._class_weight)
-                # TensorFlow takes a list for one tensor.
+                # TensorFlow would read a list as one tensor.
                 yield keras.tree.lists_to_tuples(batch)
         except GeneratorExit:
             raise
@@ -155,7 +155,7 @@ def _is_dataset(x: Any) -> bool:
 
 
 def _weighted(batch: tuple, class_weight: dict[int, float]) -> tuple:
-    """A batch with the weight of each row's class, which `fit` wants with arrays."""
+    """Add the weight of each row's class, as `fit` accepts it only with arrays."""
     x, y, *more = batch
     if more:
         reject("class_weight", class_weight, "None where there is `sample_weight`")

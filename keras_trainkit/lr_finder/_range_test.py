@@ -1,4 +1,4 @@
-"""What a range test is made of: a growing rate, and the loss of each step."""
+"""The parts of a range test: a growing rate, and the loss of each step."""
 
 import contextlib
 import math
@@ -72,7 +72,7 @@ class RangeTest:
         self._optimizer, self.monitor = optimizer, monitor
         self._movements: Movements | None = None
         self.phase = f"range test from {low:.3g} to {high:.3g}, {count} steps"
-        # The losses that the logs show.
+        # The losses that Keras's logs show.
         self.logged: list[float] = []
 
     @property
@@ -82,7 +82,7 @@ class RangeTest:
 
     @contextlib.contextmanager
     def installed(self, model: keras.Model) -> Iterator[None]:
-        """Lets the next `fit` follow the rate and record its losses."""
+        """Make the next `fit` follow the rate and record its losses."""
         name = self._optimizer or "optimizer"
         check_one_replica(model)
         optimizer_named(model, name)
@@ -93,9 +93,9 @@ class RangeTest:
 
     @contextlib.contextmanager
     def _following(self, model: keras.Model, name: str) -> Iterator[None]:
-        """Lets an optimizer follow the rate."""
+        """Make an optimizer follow the rate."""
         if name == "optimizer":
-            # `as_it_was` puts the user's back.
+            # `as_it_was` restores the user's optimizer.
             original = core_optimizer(model)
             rate = Delay(Lambda(self._rate), batches_seen(model))
             install(model, with_schedules(model, rate), rewrap=True)
@@ -116,12 +116,12 @@ class RangeTest:
             set_optimizer(model, copy, original)
 
     def check(self) -> None:
-        """Raise unless the optimizer of the test, and no other, trains the model."""
+        """Raise unless only the optimizer of the test trains the model."""
         if self._movements is not None:
             self._movements.check(self._optimizer)
 
     def records(self) -> bool:
-        """Whether the model's training step updates Keras's own tracker of the loss."""
+        """Whether the training step updates Keras's own tracker of the loss."""
         return self.monitor == "loss" and int(self._recorder.count.value) > 0
 
     def losses(self) -> np.ndarray:
@@ -130,11 +130,11 @@ class RangeTest:
         return np.array(found[: len(self.lrs)])
 
     def result(self) -> LRFinderResult:
-        """What the losses say."""
+        """Analyse the losses recorded so far."""
         losses = self.losses()
         lrs, count = self.lrs[: len(losses)], len(losses)
         if count < 10 + self._skip_start:
-            # It exploded at once: `num_steps` is never that small.
+            # The loss exploded at once: `num_steps` is never that small.
             return LRFinderResult(lrs, losses, losses, verdict=DIVERGES)
         return analyse(lrs, losses, skip_start=self._skip_start)
 
@@ -148,7 +148,7 @@ class RangeTest:
 
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Puts the random states of Python and NumPy back, which order and augment data."""
+    """Restore the random states of Python and NumPy, which shuffle and augment data."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -158,7 +158,7 @@ def random_states_kept() -> Iterator[None]:
 
 
 class Watch(keras.callbacks.Callback):
-    """Ends the test when it is through, or the loss explodes."""
+    """End the test after its last step or when the loss explodes."""
 
     def __init__(self, test: RangeTest):
         super().__init__()
@@ -180,11 +180,11 @@ class Watch(keras.callbacks.Callback):
             self._records = self._test.records()
             self._steps_per_call = self.model.steps_per_execution
         if not self._records:
-            # The mean of an own tracker is the loss of a step if it begins with each.
+            # A custom tracker that is reset each step has the loss of that step.
             self.model.reset_metrics()
         self._through += self._steps_per_call
         if self._through >= len(self._test.lrs):
-            # The last call of an epoch may have run fewer.
+            # The last call of an epoch may have run fewer steps.
             sync_state(self.model)
             self._through = self._test.steps
         if self._through >= len(self._test.lrs) or self._test.is_through():
@@ -194,7 +194,7 @@ class Watch(keras.callbacks.Callback):
 def check_one_replica(model: keras.Model) -> None:
     """Raise if a `tf.distribute` strategy has several replicas of the model.
 
-    Each replica would record the loss of its part of the batch as a step of its own.
+    Each replica would record the loss of its part of the batch as a separate step.
     """
     strategy = getattr(model, "distribute_strategy", None)
     replicas = getattr(strategy, "num_replicas_in_sync", 1)
@@ -208,12 +208,12 @@ def check_one_replica(model: keras.Model) -> None:
 
 
 def default_steps(batches: int | None) -> int:
-    """An epoch, but no fewer than 100 steps and no more than 300."""
+    """Return the steps of one epoch, but at least 100 and at most 300."""
     return 100 if batches is None else int(np.clip(batches, 100, 300))
 
 
 class _LossOfEachStep(keras.metrics.Metric):
-    """Keeps the loss of each step, where Keras keeps their mean over the epoch."""
+    """Keep the loss of each step; Keras keeps only their mean over the epoch."""
 
     def __init__(self, num_steps: int):
         super().__init__(name="loss", dtype="float32")
@@ -233,7 +233,7 @@ class _LossOfEachStep(keras.metrics.Metric):
         return keras.ops.take(self.values.value, last)
 
     def reset_state(self):
-        """Nothing, since the test goes on over the epochs."""
+        """Do nothing, because the test continues across epochs."""
 
     def losses(self) -> list[float]:
         """The losses so far."""

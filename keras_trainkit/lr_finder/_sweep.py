@@ -1,4 +1,4 @@
-"""Trainings at several learning rates, side by side."""
+"""Compare trainings at several learning rates."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from keras_trainkit._training.several_optimizers import Movements, optimizer_nam
 
 @dataclass(frozen=True, repr=False)
 class LRSweepResult(Report):
-    """The learning curves of trainings that differ in their learning rate.
+    """Learning curves of trainings that differ only in their learning rate.
 
     Attributes:
         rates: The learning rates, `(rates,)`.
         curves: What `fit` logs, by name (`"loss"`, `"val_loss"`, ...), each an array of
-            shape `(rates, epochs)`; NaN after a training that diverged or stopped.
+            shape `(rates, epochs)`; NaN after a training diverged or stopped.
 
     Examples:
         >>> sweep = kt.lr_finder.lr_sweep(build, [1e-3, 1e-2], x, y)  # doctest: +SKIP
@@ -37,7 +37,7 @@ class LRSweepResult(Report):
     curves: dict[str, np.ndarray]
 
     def best(self, monitor: str = "loss", mode: str = "min") -> float:
-        """The rate with the best last value of a curve.
+        """Return the rate with the best final value of a curve.
 
         Args:
             monitor: The name of the curve.
@@ -49,7 +49,7 @@ class LRSweepResult(Report):
         return float(self.rates[int(np.argmin(np.where(np.isnan(last), np.inf, last)))])
 
     def _table(self) -> Table:
-        """The last value of each curve at each rate."""
+        """Return the final value of each curve at each rate."""
         ends = zip(*(curve[:, -1] for curve in self.curves.values()), strict=True)
         rows = [
             [f"{rate:.3g}", *(f"{end:.4g}" for end in values)]
@@ -73,25 +73,25 @@ def lr_sweep(
     """Train a new model at each of several learning rates.
 
     Args:
-        build: Returns a new compiled model, whose optimizer has a plain number for its
-            learning rate.
+        build: Function that returns a new compiled model, whose learning rate is a
+            plain number.
         rates: The learning rates.
         x: As in `fit`.
         y: As in `fit`.
         epochs: Number of epochs of each training.
-        seed: Seed of `keras.utils.set_random_seed` before each, so that they begin with
-            the same weights and order of the data.
+        seed: Seed of `keras.utils.set_random_seed` before each training, so that all
+            start with the same weights and the same order of the data.
         progress: Whether to show a progress bar.
-        optimizer: The attribute with the optimizer whose rate differs, as in
-            `kt.find_lr`, where the model's `train_step` uses several.
-        **fit_options: For `fit`, such as `validation_data` and `batch_size`.
+        optimizer: The attribute of the optimizer whose rate to vary, if the model's
+            `train_step` uses several; as in `kt.find_lr`.
+        **fit_options: Passed to `fit`, such as `validation_data` and `batch_size`.
 
     Returns:
         An `LRSweepResult`.
 
     Raises:
-        ValueError: If a rate is not positive, there is none, an argument is wrong, or
-            several optimizers train the model and none is named.
+        ValueError: If there are no rates or one is not positive, an argument is wrong,
+            or several optimizers train the model and none is named.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt

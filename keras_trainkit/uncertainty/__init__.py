@@ -1,4 +1,4 @@
-"""How sure a model is: Monte Carlo dropout, calibration, conformal prediction."""
+"""Predictive uncertainty: Monte Carlo dropout, calibration, conformal prediction."""
 
 from keras_trainkit.uncertainty._calibration import ReliabilityCurve as ReliabilityCurve
 from keras_trainkit.uncertainty._calibration import (

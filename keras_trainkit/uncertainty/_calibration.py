@@ -1,4 +1,4 @@
-"""How well probabilities agree with outcomes; plain NumPy."""
+"""Calibration errors and proper scores of probabilities; plain NumPy."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ def brier_score(
     from_logits: bool = False,
     multi_label: bool = False,
 ) -> float:
-    """Mean squared distance of the probabilities from the one-hot truth.
+    """Brier score: mean squared distance of the probabilities from one-hot labels.
 
     Args:
         y_true: As in `nll`.
@@ -95,7 +95,7 @@ def expected_calibration_error(
     from_logits: bool = False,
     multi_label: bool = False,
 ) -> float:
-    """Gap between confidence and accuracy over bins of equal width.
+    """Expected calibration error: gap of confidence and accuracy over equal bins.
 
     The rows are sorted into `num_bins` bins `(k/n, (k+1)/n]` by the largest
     probability, and the gaps are weighted by the rows in a bin. For sigmoid outputs the
@@ -147,8 +147,8 @@ def classwise_calibration_error(
 ) -> float:
     """Expected calibration error of each class's probability, and their mean.
 
-    The expected calibration error looks at the likeliest class alone; this one also
-    sees a rare class whose small probabilities are too small.
+    The expected calibration error considers only the likeliest class; this one also
+    notices a rare class whose small probabilities are too small.
 
     Args:
         y_true: As in `nll`.
@@ -184,11 +184,11 @@ def adaptive_calibration_error(
     from_logits: bool = False,
     multi_label: bool = False,
 ) -> float:
-    """Mean gap between confidence and accuracy over bins of as many rows each.
+    """Mean gap between confidence and accuracy over bins with equal numbers of rows.
 
-    As `expected_calibration_error`, but the rows are sorted by confidence and cut into
-    `num_bins` parts that differ by one row at most, so that no bin is empty and none
-    has most of the rows.
+    Like `expected_calibration_error`, but the rows are sorted by confidence and split
+    into `num_bins` parts whose sizes differ by at most one row, so no bin is empty and
+    none has most of the rows.
 
     Args:
         y_true: As in `nll`.
@@ -225,7 +225,7 @@ def adaptive_calibration_error(
 
 @dataclass(frozen=True)
 class ReliabilityCurve:
-    """Accuracy over confidence, bin by bin.
+    """A reliability curve: accuracy and confidence in each bin.
 
     Attributes:
         confidence: Mean confidence in each bin, `(bins,)`; NaN where empty.
@@ -253,7 +253,7 @@ def reliability_curve(
     from_logits: bool = False,
     multi_label: bool = False,
 ) -> ReliabilityCurve:
-    """How often the rows of each confidence are right.
+    """Compute the accuracy of the predictions at each level of confidence.
 
     The bins are those of `expected_calibration_error`, which is the mean of
     `|accuracy - confidence|` weighted by `count`.

@@ -1,4 +1,4 @@
-"""Sets and intervals that hold the truth as often as was asked for."""
+"""Conformal prediction: sets and intervals with a guaranteed coverage."""
 
 import math
 from typing import Any, Self
@@ -17,15 +17,15 @@ from keras_trainkit.uncertainty._prediction import MCPrediction
 
 
 def conformal_quantile(scores: np.ndarray, alpha: float) -> float:
-    """The score that a new row exceeds with a probability of at most `alpha`.
+    """Return the score that a new row exceeds with probability at most `alpha`.
 
     The `ceil((n + 1) (1 - alpha))`-th smallest of `n` scores.
 
     Raises:
-        ValueError: If there are so few scores that only infinity would do.
+        ValueError: If there are too few scores for a finite value.
     """
     rows = len(scores)
-    # Rounded, since 0.9 * 10 is 9.000000000000002.
+    # Rounded, because floating-point products such as 0.9 * 10 may exceed an integer.
     place = math.ceil(round((rows + 1) * (1 - alpha), 9))
     if place > rows:
         least = math.ceil(round(1 / alpha - 1, 9))
@@ -34,7 +34,7 @@ def conformal_quantile(scores: np.ndarray, alpha: float) -> float:
 
 
 class _Conformal:
-    """What both predictors share: one quantile, or one for each group."""
+    """Base class of both predictors: one quantile, or one for each group."""
 
     alpha: float
     _quantiles: dict[Any, np.ndarray]
@@ -63,30 +63,30 @@ class _Conformal:
 
 
 class ConformalClassifier(_Conformal):
-    """Sets of classes that hold the true one in `1 - alpha` of all cases.
+    """Predict sets of classes that contain the true one in `1 - alpha` of all cases.
 
-    `fit` looks at the outputs of a trained model for rows that it was not trained on.
-    For new rows that are exchangeable with those, whatever the model and however badly
-    it is calibrated, the set has the true class with a probability of at least
-    `1 - alpha`, and at most `1 / (rows + 1)` more where no two scores are equal. How
-    large the sets are says how good the model is.
+    `fit` uses the outputs of a trained model for rows that it was not trained on. For
+    new rows that are exchangeable with those, for any model and however badly it is
+    calibrated, the set contains the true class with a probability of at least
+    `1 - alpha`, and at most `1 / (rows + 1)` more if no two scores are equal. The
+    better the model, the smaller the sets.
 
     Args:
-        method: The score of a class `y`, which is in the set where it is low enough.
+        method: The score of a class `y`; classes with low scores are in the set.
             `"lac"`: `1 - p(y)`, the smallest sets, which can be empty; `"aps"`: the sum
             of the probabilities from the largest down to `p(y)`, with sets that adapt
             to how hard a row is; `"raps"`: the same with a penalty for each class
             beyond the first few, which keeps the sets small where there are many
             classes.
         alpha: The fraction of cases in which the set may miss, in `(0, 1)`.
-        class_conditional: Whether to keep the promise within each class, with a
+        class_conditional: Whether the coverage must hold within each class, with a
             threshold for each (Mondrian). Every class must have at least
             `1 / alpha - 1` rows.
         penalty: Of `"raps"`: what each class beyond `free_classes` adds to the score.
         free_classes: Of `"raps"`: how many classes have no penalty.
-        randomized: Of `"aps"` and `"raps"`: whether to take away a random part of
-            `p(y)` from the score, as in the papers. It makes the sets smaller, and the
-            same row may have another set from another seed.
+        randomized: Of `"aps"` and `"raps"`: whether to subtract a random fraction of
+            `p(y)` from the score, as in the papers. This makes the sets smaller, but
+            the set of a row then depends on the seed.
         seed: Seed of `randomized`.
 
     Raises:
@@ -136,8 +136,8 @@ class ConformalClassifier(_Conformal):
             outputs: Probabilities, `(rows, classes)`, or sigmoid outputs `(rows,)` or
                 `(rows, 1)`, which count as two classes; or an `MCPrediction`.
             y: Labels or one-hot targets.
-            groups: A label for each row, `(rows,)`, to keep the promise within each
-                group; not with `class_conditional`.
+            groups: A label for each row, `(rows,)`, if the coverage must hold within
+                each group; not with `class_conditional`.
 
         Returns:
             The object itself.
@@ -182,7 +182,7 @@ class ConformalClassifier(_Conformal):
         return self._scores(p, np.random.default_rng((self.seed, 1))) <= quantiles
 
     def coverage(self, outputs: Any, y: Any, *, groups: Any = None) -> float:
-        """The fraction of rows whose set has the true class.
+        """Return the fraction of rows whose set contains the true class.
 
         Args:
             outputs: As in `predict`.
@@ -194,7 +194,7 @@ class ConformalClassifier(_Conformal):
         return float(sets[np.arange(len(labels)), labels].mean())
 
     def mean_size(self, outputs: Any, *, groups: Any = None) -> float:
-        """The mean number of classes in a set.
+        """Return the mean number of classes in a set.
 
         Args:
             outputs: As in `predict`.
@@ -208,7 +208,7 @@ class ConformalClassifier(_Conformal):
         return p, labels_of(y, given, p.shape, multi_label=False)
 
     def _scores(self, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The score of every class of every row, `(rows, classes)`."""
+        """Return the score of every class of every row, `(rows, classes)`."""
         if self.method == "lac":
             return 1 - p
         # Stable, so that equal probabilities keep the order of the classes.
@@ -226,16 +226,16 @@ class ConformalClassifier(_Conformal):
 
 
 class ConformalRegressor(_Conformal):
-    """Intervals that hold the true value in `1 - alpha` of all cases.
+    """Predict intervals that contain the true value in `1 - alpha` of all cases.
 
-    As `ConformalClassifier`, for numbers. Each output has an interval, and the promise
-    is for each output by itself.
+    Like `ConformalClassifier`, for numbers. Each output has an interval, and the
+    coverage holds for each output separately.
 
     Args:
         method: `"absolute"`: the prediction plus and minus one width for all rows;
             `"normalized"`: plus and minus a multiple of each row's standard deviation,
             such as that of `mc_predict`; `"cqr"`: the outputs are a lower and an upper
-            quantile, of a model trained with the pinball loss, and are moved.
+            quantile, from a model trained with the pinball loss, and are adjusted.
         alpha: The fraction of cases in which the interval may miss, in `(0, 1)`.
 
     Raises:
@@ -273,8 +273,8 @@ class ConformalRegressor(_Conformal):
                 standard deviations, or an `MCPrediction`; for `"cqr"` a pair of lower
                 and upper quantiles, or one array `(rows, 2)`.
             y: The true values, in the shape of the predictions.
-            groups: A label for each row, `(rows,)`, to keep the promise within each
-                group (Mondrian).
+            groups: A label for each row, `(rows,)`, if the coverage must hold within
+                each group (Mondrian).
 
         Returns:
             The object itself.
@@ -311,7 +311,7 @@ class ConformalRegressor(_Conformal):
         return low - quantiles * scale, high + quantiles * scale
 
     def coverage(self, outputs: Any, y: Any, *, groups: Any = None) -> float:
-        """The fraction of values that are in their interval.
+        """Return the fraction of values that are in their interval.
 
         Args:
             outputs: As in `predict`.
@@ -323,7 +323,7 @@ class ConformalRegressor(_Conformal):
         return float(((lower <= truth) & (truth <= upper)).mean())
 
     def mean_size(self, outputs: Any, *, groups: Any = None) -> float:
-        """The mean width of an interval.
+        """Return the mean width of an interval.
 
         Args:
             outputs: As in `predict`.
@@ -333,7 +333,7 @@ class ConformalRegressor(_Conformal):
         return float((upper - lower).mean())
 
     def _parts(self, outputs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Lower and upper bounds before they are moved, and the unit of the move."""
+        """Return both bounds before adjustment, and the unit of the adjustment."""
         if self.method == "absolute":
             center = _finite("outputs", _mean(outputs))
             return center, center, np.ones_like(center)
@@ -381,7 +381,7 @@ def _pair(outputs: Any, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _like(y: Any, like: np.ndarray) -> np.ndarray:
-    """The targets in the shape of the predictions, of which one may have a last 1."""
+    """Return the targets in the shape of the predictions, up to a last axis of 1."""
     truth = _finite("y", y)
     if truth.size != like.size or len(truth) != len(like):
         reject("y", truth.shape, f"of shape {like.shape}")
@@ -389,7 +389,7 @@ def _like(y: Any, like: np.ndarray) -> np.ndarray:
 
 
 def _members(groups: Any, rows: int) -> dict[Any, np.ndarray]:
-    """The rows of each group; all in the group None where there are none."""
+    """Return the rows of each group; without groups, all rows in the group None."""
     if groups is None:
         return {None: np.arange(rows)}
     labels = np.asarray(groups)

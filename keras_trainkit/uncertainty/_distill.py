@@ -1,4 +1,4 @@
-"""One pass that says what a hundred of Monte Carlo dropout do."""
+"""Distill Monte Carlo dropout into a model that needs a single pass."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ from keras_trainkit.uncertainty._head import body, check_head
 from keras_trainkit.uncertainty._predict import mc_predict, preprocessed
 from keras_trainkit.uncertainty._prediction import MCPrediction
 
-# Units between the features and the uncertainty, which is no linear function of them.
+# Hidden units of the uncertainty head; the uncertainty is not linear in the features.
 _HIDDEN = 64
 _TINY = float(np.finfo(np.float32).tiny)
-# Of the usual standard deviation: a row's counts as no less.
+# A row's standard deviation is at least this fraction of the usual one.
 _LEAST = 1e-3
 
 
@@ -36,12 +36,12 @@ def distill(
 ) -> keras.Model:
     """Train a copy of a model to predict in one pass what `mc_predict` estimates.
 
-    The copy has a second head, on what the last `Dense` layer takes, and starts from
+    The copy has a second head, on the input of the last `Dense` layer, and starts from
     the model's weights. It learns the mean of the samples and their spread for each row
     of `x`, without labels: for a classifier the mean probabilities and the mutual
-    information, for a regression the mean and the standard deviation. Its layers are at
-    inference all the while: dropout is off and BatchNorm keeps its statistics; what the
-    model has frozen stays frozen.
+    information, for a regression the mean and the standard deviation. It is trained in
+    inference mode: dropout is off and BatchNorm keeps its statistics. Frozen layers
+    stay frozen.
 
     The copy consists of Keras's layers and the model's own, saves as a plain `.keras`
     file, and exports like any model.
@@ -49,13 +49,13 @@ def distill(
     Args:
         model: A Sequential or Functional model with dropout and one output, which ends
             in a `Dense` layer. It is not changed.
-        x: Inputs, as for `mc_predict`: those that the model was trained on, and any
-            others, since no labels are needed. The more `x` is like what comes in use,
-            foreign inputs included, the better the copy is there.
-        num_samples: Number of samples of a row.
+        x: Inputs, as for `mc_predict`: the training inputs, and any others, because no
+            labels are needed. The more `x` resembles the inputs in use, including
+            out-of-distribution ones, the better the copy works on them.
+        num_samples: Number of samples per row.
         epochs: Passes over `x`.
-        learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
-        batch_size: Rows of a batch.
+        learning_rate: Adam's initial rate; it falls to 0 along a cosine.
+        batch_size: Rows per batch.
         task: As in `mc_predict`.
         seed: Integer seed of the samples and of the new layers.
         verbose: As in `fit`.
@@ -100,7 +100,7 @@ def distill(
 
 
 class _AtInference(keras.Model):
-    """Trains a model whose layers are at inference."""
+    """A model that trains with its layers in inference mode."""
 
     def __init__(self, model: keras.Model):
         super().__init__(name="distill", dtype="float32")
@@ -111,7 +111,7 @@ class _AtInference(keras.Model):
 
 
 def _collected(x: Any) -> Any:
-    """The inputs of all batches, one after the other."""
+    """Return the inputs of all batches, concatenated."""
     parts = [inputs for inputs, *_ in batches_of(x)[0]]
     return keras.tree.map_structure(
         lambda *arrays: np.concatenate([np.asarray(columns(a)) for a in arrays]), *parts
@@ -119,7 +119,7 @@ def _collected(x: Any) -> Any:
 
 
 def _with_second_head(model, found: MCPrediction, task, seed) -> keras.Model:
-    """A copy of a model that also outputs the spread of its samples, untrained."""
+    """Copy a model so that it also outputs the spread of its samples, untrained."""
     dense, behind = check_head(model)
     base = body(model)
     memo: dict[int, Any] = {}
@@ -144,13 +144,13 @@ def _with_second_head(model, found: MCPrediction, task, seed) -> keras.Model:
     else:
         entropy = ops.sum(entropy, axis=-1)
         spread = ops.squeeze(spread, axis=-1)
-    # No more of the entropy than all of it is due to what the model does not know.
+    # The mutual information is at most the whole entropy.
     outputs = {"mean": mean, "mutual_information": -entropy * spread}
     return keras.Model(inputs, outputs, name=model.name)
 
 
 def _spread(features, found: MCPrediction, name: str, seed: int | None) -> Any:
-    """The output of the new layers: standard deviations, or a fraction of the entropy.
+    """Return the new head's output: standard deviations, or a fraction of the entropy.
 
     They start at the mean over all rows.
     """
@@ -167,7 +167,7 @@ def _spread(features, found: MCPrediction, name: str, seed: int | None) -> Any:
     rng = np.random.default_rng(seed)
 
     def dense(units, activation, role):
-        # float32 whatever the policy: the numbers are small.
+        # Always float32, because the numbers are small.
         return layers.Dense(
             units,
             activation,
@@ -190,7 +190,7 @@ def _is_binary(found: MCPrediction) -> bool:
 
 
 def _scale(found: MCPrediction) -> np.ndarray:
-    """The usual standard deviation of each output."""
+    """Return the usual standard deviation of each output."""
     rows = found.std.reshape(-1, found.std.shape[-1])
     return np.maximum(np.sqrt((rows**2).mean(0)), _TINY)
 
@@ -208,7 +208,7 @@ def _losses(found: MCPrediction) -> dict[str, Any]:
         scale = _scale(found).astype("float32")
 
         def mean_loss(y, z):
-            # In standard deviations, so that it does not depend on the target's unit.
+            # In standard deviations, so that the target's unit does not matter.
             return ops.mean(ops.square(ops.divide(y - z, scale)), axis=-1)
 
         def std_loss(y, z):
@@ -223,7 +223,7 @@ def _losses(found: MCPrediction) -> dict[str, Any]:
     most = math.log(2 if binary else found.mean.shape[-1])
 
     def information_loss(y, z):
-        # As fractions of the largest, whose logarithms would overrate the sure rows.
+        # Fractions of the largest; logarithms would overweight confident rows.
         crossed = keras.losses.binary_crossentropy
         return crossed(y[..., None] / most, z[..., None] / most)
 

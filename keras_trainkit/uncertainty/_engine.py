@@ -1,4 +1,4 @@
-"""Many passes of a model with its dropout active, in one compiled function."""
+"""Run many passes of a model with active dropout in one compiled function."""
 
 import math
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from keras_trainkit._model import graph as _graph
 from keras_trainkit.uncertainty._fingerprint import fingerprint
 from keras_trainkit.uncertainty._noise import Noise, drops, live
 
-# Numbers in the largest tensor of a pass: enough to keep the cores busy, and not far
-# beyond their caches.
+# Numbers in the largest tensor of a pass: enough to keep the cores busy, but not much
+# more than fits their caches.
 _BUDGET = 2**22
-# Of a row, where a subclassed model does not tell.
+# Assumed numbers per row for a subclassed model, whose tensors are not known.
 _USUAL_WIDTH = 4096
 _TINY = float(np.finfo(np.float32).tiny)
 Sums = dict[str, Any]
@@ -26,16 +26,16 @@ Sums = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a compiled function does.
+    """What a compiled function computes; one function is compiled per plan.
 
     Attributes:
-        shapes: Those of the inputs.
+        shapes: Shapes of the inputs.
         outputs: The kind of each output, as in `mc_predict`, and its shape.
         count: Number of samples.
-        chunk: How many of them go through the model together.
+        chunk: Number of samples that go through the model together.
         shared: Whether all rows have the same masks.
-        keep: Whether the samples are given back.
-        whole: Whether a batch is a whole, such as a graph, and not made of rows.
+        keep: Whether the samples are returned.
+        whole: Whether a batch is one object, such as a graph, not independent rows.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -49,12 +49,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a pass through a model shows.
+    """The result of one trial pass through a model.
 
     Attributes:
-        sample: The outputs of one pass, in the structure of the model's.
-        whole: Whether what comes out for a row depends on the other rows, as for the
-            nodes of a graph.
+        sample: The outputs of the pass, in the structure of the model's.
+        whole: Whether the output for a row depends on the other rows, as for the nodes
+            of a graph.
     """
 
     sample: Any
@@ -62,10 +62,11 @@ class Trial:
 
 
 class Engine:
-    """Draws samples of a model's outputs.
+    """Draw samples of a model's outputs.
 
     Args:
-        model: The model. Of a Functional one the layers are held, not the model.
+        model: The model. For a Functional model, references are kept to its layers, not
+            to the model.
     """
 
     def __init__(self, model: keras.Model):
@@ -80,33 +81,33 @@ class Engine:
         self.settle()
 
     def batch_size(self) -> int:
-        """A good number of rows for a batch."""
+        """Return a good number of rows per batch."""
         return min(max(_BUDGET // max(self.network.widths), 8), 4096)
 
     def plan(self, inputs, outputs, count, shared, keep, whole) -> Plan:
-        """How to draw `count` samples of a batch."""
+        """Return the plan for drawing `count` samples of a batch."""
         shapes = tuple(x.shape for x in inputs)
         most = max(_BUDGET // (shapes[0][0] * self.network.widths[1]), 1)
         chunk = 1 if whole else -(-count // -(-count // most))
         return Plan(shapes, tuple(outputs), count, chunk, shared, keep, whole)
 
     def settle(self) -> None:
-        """Take the model as it is now for what the compiled functions were made of."""
+        """Record the current state of the model as the one that was compiled."""
         self._made_of = fingerprint(self._parts)
 
     def is_up_to_date(self) -> bool:
-        """Whether all but the values of variables is as it was at the last `settle`."""
+        """Whether only values of variables have changed since the last `settle`."""
         return self._made_of == fingerprint(self._parts)
 
     def try_out(self, inputs: list[np.ndarray], whole: bool = False) -> Trial:
-        """A pass through the model, not compiled, made once for inputs of a shape.
+        """Run one pass without compiling; cached for each shape of the inputs.
 
-        Two rows are enough, unless the rows depend on each other: with their neighbour
-        and in two samples they have to give what the first gives alone.
+        Two rows are enough if rows are independent. To test that, the first row alone
+        must have the same output as together with its neighbour, in two samples.
 
         Args:
             inputs: A batch.
-            whole: Whether it is known that the rows depend on each other.
+            whole: Whether the rows are known to depend on each other.
         """
         rows = tuple(x.shape[1:] for x in inputs)
         shapes = tuple(x.shape for x in inputs)
@@ -122,7 +123,7 @@ class Engine:
         return self._tried[shapes]
 
     def _independent(self, inputs):
-        """A sample of two rows; None if they are not independent of each other."""
+        """Return a sample of two rows; None if they depend on each other."""
         rows = len(inputs[0])
         half = any(layer.compute_dtype != "float32" for layer in self._parts)
         tolerance = 0.05 if half else 1e-3
@@ -130,17 +131,17 @@ class Engine:
         try:
             both, alone = self._sample(inputs, 2), self._sample(first, 1)
             if not _begins_like(both, alone, 2 * rows, tolerance):
-                # A model that draws numbers of its own says nothing here.
+                # A model with its own random numbers makes the comparison meaningless.
                 again = self._sample(first, 1)
                 if _begins_like(again, alone, 1, tolerance):
                     return None
         except Exception:
-            # Whatever a model says whose inputs are not rows: of a shape, most often.
+            # A model whose inputs are not rows may raise anything, often for a shape.
             return None
         return keras.tree.map_structure(lambda x: x[:rows], both)
 
     def _sample(self, inputs, count, whole=False):
-        """`count` samples of each row, one after the other."""
+        """Repeat each row for `count` samples."""
         batch = None if whole else len(inputs[0])
         rows = np.arange(batch or 1, dtype="int32")
         words, samples = np.zeros(2, "int32"), np.arange(count, dtype="int32")
@@ -162,7 +163,7 @@ class Engine:
         first: int,
         plan: Plan,
     ) -> list[Sums]:
-        """Draw samples of a batch and sum them up.
+        """Draw samples of a batch and accumulate their statistics.
 
         Args:
             inputs: The batch, in the order of the model's inputs.
@@ -172,8 +173,8 @@ class Engine:
             plan: From `plan`.
 
         Returns:
-            For each output the `mean`, the sum of the `squares` about it, the sums of
-            what its kind asks for, and the `samples`, if they are kept.
+            For each output the `mean`, the sum of the `squares` about it, the sums that
+            its kind needs, and the `samples`, if they are kept.
         """
         if plan not in self._compiled:
             self._compiled[plan] = _Compiled(self, plan)
@@ -188,7 +189,7 @@ class Engine:
 
 
 def _begins_like(outputs: Any, alone: Any, rows: int, tolerance: float) -> bool:
-    """Whether outputs of `rows` rows have in the first what came out for it alone."""
+    """Whether the first row of the outputs equals its output when run alone."""
     for x, y in zip(*map(keras.tree.flatten, (outputs, alone)), strict=True):
         if not x.ndim or len(x) != rows or x.shape[1:] != y.shape[1:] or len(y) != 1:
             return False
@@ -200,7 +201,7 @@ def _begins_like(outputs: Any, alone: Any, rows: int, tolerance: float) -> bool:
 
 
 def _spread(x: Any, count: int, batch: int | None) -> Any:
-    """From a tensor with each row to one with each sample of each row.
+    """Repeat a tensor of rows for each sample.
 
     `batch` is the number of rows, None for a whole that has none.
     """
@@ -208,7 +209,7 @@ def _spread(x: Any, count: int, batch: int | None) -> Any:
         return x
     rows, *shape = ops.shape(x)
     if x.shape[0] is None:
-        # A graph of TensorFlow may not know it behind operations on strings.
+        # A TensorFlow graph may not know the shape after operations on strings.
         rows = batch
     elif count == 1:
         return x
@@ -217,9 +218,9 @@ def _spread(x: Any, count: int, batch: int | None) -> Any:
 
 
 class _AtInference(keras.layers.Layer):
-    """Runs a function where the layers inside know that it is not training.
+    """Run a function in inference mode for all layers inside.
 
-    Else a layer whose `call` has `training=True` as its default would train.
+    Otherwise a layer whose `call` has `training=True` as its default would train.
     """
 
     def __init__(self, function: Callable):
@@ -235,7 +236,7 @@ class _AtInference(keras.layers.Layer):
 
 
 class _Compiled(keras.Model):
-    """What Keras compiles: a batch in, the sums of its samples out."""
+    """The layer that Keras compiles: from a batch to the sums over its samples."""
 
     def __init__(self, engine, plan):
         super().__init__(name="mc_predict", dtype="float32", autocast=False)
@@ -245,7 +246,7 @@ class _Compiled(keras.Model):
         if keras.backend.backend() == "tensorflow" and all(
             layer.supports_jit for layer in sublayers(self)
         ):
-            # Keras does so on GPUs only. XLA makes one loop of a mask's operations, but
+            # Keras uses XLA on GPUs only. XLA fuses a mask into one loop, but it
             # is slow with masks that the rows share.
             self.jit_compile = not plan.shared
 
@@ -254,7 +255,7 @@ class _Compiled(keras.Model):
         batch = None if plan.whole else plan.shapes[0][0]
         chunk, rows = plan.chunk, data["rows"]
         if plan.whole:
-            # Another mask for each batch, but not for each row of it.
+            # A different mask for each batch, but the same for all rows in it.
             rows = rows[:1]
         elif plan.shared:
             rows = ops.zeros((1,), "int32")
@@ -265,7 +266,7 @@ class _Compiled(keras.Model):
             noise = Noise(data["seed"], data["first"] + numbers, rows, batch)
             with live(self._engine.dropping, noise):
                 outputs = network.rest(fixed, lambda x: _spread(x, chunk, batch))
-            # The last chunk may reach beyond the count.
+            # The last chunk may extend beyond `count`; the surplus is not counted.
             counted = None
             if plan.count % chunk:
                 counted = ops.cast(numbers < plan.count, "float32")
@@ -296,13 +297,13 @@ class _Compiled(keras.Model):
         )
         if plan.keep:
             for part in sums:
-                # The rows first, as `predict` wants them.
+                # Rows first, because `predict` concatenates along the first axis.
                 part["samples"] = ops.swapaxes(part["samples"][: plan.count], 0, 1)
         return sums
 
 
 def _read(kind: str, x: Any) -> Sums:
-    """The `value` of each sample, and what else is to be summed up."""
+    """Return the `value` of each sample, and the other terms to sum."""
     if kind == "regression":
         return {"value": x}
     if kind == "heteroscedastic":
@@ -321,7 +322,7 @@ def _surprise(p):
 
 
 def _zeros(kind: str, shape: tuple[int, ...]) -> Sums:
-    """The sums of no samples."""
+    """Return the sums of zero samples."""
     readings = _read(kind, ops.zeros((1, *shape)))
     value = readings.pop("value")[0]
     sums = {name: ops.zeros(x.shape[1:]) for name, x in readings.items()}
@@ -348,7 +349,7 @@ def _add(sums: Sums, readings: Sums, counted: Any | None, before: Any) -> Sums:
 
 
 def merged(sums: Sums, count: Any, more: Sums, number: Any) -> Sums:
-    """The sums of `count` samples and those of `number` more, as one; also of arrays.
+    """Merge the sums of `count` samples with those of `number` more; also for arrays.
 
     Chan, Golub and LeVeque, Updating Formulae (1979), equation 2.1: stable however far
     the values are from zero.
@@ -361,12 +362,12 @@ def merged(sums: Sums, count: Any, more: Sums, number: Any) -> Sums:
 
 
 def run(call: _graph.Call, tensors: list) -> list:
-    """What a call makes of tensors at inference, also where its node says otherwise."""
+    """Apply a call at inference, even if its node says `training=True`."""
     return keras.tree.flatten(run_node(call.node, tensors, training=False))
 
 
 class SplitGraph:
-    """A graph, cut into the calls that no dropout reaches and the others."""
+    """A graph, split into the calls that no dropout affects and the others."""
 
     def __init__(self, model, dropping):
         graph, functional = _graph.read(model), functional_part(model)
@@ -384,7 +385,7 @@ class SplitGraph:
         random: set[_graph.Edge] = set()
         widths = [1, 1]
         for call in graph.calls:
-            # Not what a TimeDistributed does inside.
+            # Excludes what a TimeDistributed calls inside.
             if not known.issuperset(call.inputs):
                 continue
             known.update(call.outputs)
@@ -401,17 +402,17 @@ class SplitGraph:
         self.widths = tuple(widths)
 
     def flatten(self, x: Any) -> list:
-        """The arrays of `predict`'s `x` in the order of the inputs."""
+        """Return the arrays of `predict`'s `x` in the order of the inputs."""
         if isinstance(x, dict) and not isinstance(self._input, dict):
             return [x[tensor.name] for tensor in keras.tree.flatten(self._input)]
         return keras.tree.flatten(x)
 
     def first_part(self, inputs: list) -> dict:
-        """The tensors that no dropout reaches."""
+        """Compute the tensors that no dropout affects."""
         values = {}
         symbolic = keras.tree.flatten(self._input)
         for x, edge, tensor in zip(inputs, self._graph.inputs, symbolic, strict=True):
-            # As a Functional model does.
+            # A Functional model does the same.
             if len(x.shape) == len(edge.shape) - 1:
                 x = ops.expand_dims(x, -1)
             elif len(x.shape) == len(edge.shape) + 1 and x.shape[-1] == 1:
@@ -423,7 +424,7 @@ class SplitGraph:
         return values
 
     def rest(self, fixed: dict, spread: Callable) -> Any:
-        """The outputs of one pass through what is left."""
+        """Compute the outputs of one pass through the remaining calls."""
         values: dict = {}
 
         def get(edge):
@@ -439,16 +440,16 @@ class SplitGraph:
 
     @property
     def outputs(self) -> list:
-        """The edges of the outputs."""
+        """Return the edges of the outputs."""
         return self._graph.outputs
 
     def last_layers(self) -> list:
-        """The layer that computes each output."""
+        """Return the layer that computes each output."""
         return [edge.producer and edge.producer.layer for edge in self._graph.outputs]
 
 
 class _Whole:
-    """A subclassed model, of which nothing is known."""
+    """A subclassed model, whose graph is not known: every pass runs all of it."""
 
     widths = (_USUAL_WIDTH, _USUAL_WIDTH)
     num_inputs = None

@@ -1,4 +1,4 @@
-"""The predictions of several models, read like samples of one."""
+"""Combine the predictions of several models like samples of one."""
 
 from typing import Any
 
@@ -9,21 +9,21 @@ from keras_trainkit.uncertainty._prediction import MCPrediction, prediction_of, 
 
 
 def ensemble_prediction(samples: Any, task: str = "auto") -> MCPrediction:
-    """Read the predictions of several models as `mc_predict` reads its samples.
+    """Combine the predictions of an ensemble as `mc_predict` combines its samples.
 
     Args:
         samples: `(models, rows, outputs)`, the predictions of each model: of a deep
             ensemble, of snapshots, of several seeds.
         task: `"classification"`: rows of probabilities; `"binary"`: sigmoid outputs;
-            `"regression"`; or `"auto"`: classification where all rows are probabilities
-            of more than one class, else regression.
+            `"regression"`; or `"auto"`: classification if all rows are probabilities of
+            more than one class, else regression.
 
     Returns:
         An `MCPrediction` with the samples kept.
 
     Raises:
-        ValueError: If the array has another shape, or no probabilities where the task
-            wants some.
+        ValueError: If the array has another shape, or the task requires probabilities
+            and the rows are not.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -56,7 +56,7 @@ def _are_probabilities(p: np.ndarray) -> bool:
 
 
 def _sums(p: np.ndarray, task: str) -> dict[str, np.ndarray]:
-    """What `mc_predict` sums up over its samples."""
+    """Return the sums over samples that `mc_predict` accumulates."""
     models, rows, outputs = p.shape
     mean = p.mean(0)
     sums = {

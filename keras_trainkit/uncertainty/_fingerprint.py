@@ -1,4 +1,4 @@
-"""What a compiled function depends on besides the values of a model's variables."""
+"""Detect changes of a model, other than of its variables' values, since compilation."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-# What a call, a fit or a summary changes and no inference reads.
+# Attributes that a call, a fit or a summary changes and no inference reads.
 _IGNORED = {
     "_called",
     "_inbound_nodes",
@@ -24,11 +24,11 @@ _DEPTH = 4
 
 
 def fingerprint(layers: Iterable[keras.layers.Layer]) -> list[Any]:
-    """All attributes of layers: two fingerprints are equal if nothing was exchanged.
+    """Collect all attributes of layers: fingerprints are equal if nothing was replaced.
 
-    Configs do not do: a layer need not have one, and LoRA, an adapted state or the
-    identity of a variable is in none. Numbers, strings and arrays count by value, all
-    else (variables, functions, policies, tables, layers) by identity.
+    Configs are not enough: a layer need not have one, and LoRA, an adapted state and
+    the identity of a variable are not in it. Numbers, strings and arrays are compared
+    by value, all else (variables, functions, policies, tables, layers) by identity.
     """
     tokens: list[Any] = []
     for layer in layers:
@@ -42,7 +42,7 @@ def fingerprint(layers: Iterable[keras.layers.Layer]) -> list[Any]:
 
 def _tokens(value: Any, depth: int) -> Iterator[Any]:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        # As text, since NaN is not equal to itself, and 1 is to True.
+        # As text, because NaN is not equal to itself, and 1 is equal to True.
         yield f"{type(value).__name__} {value!r}"
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         yield value.shape, str(value.dtype), hash(value.tobytes())
@@ -56,7 +56,7 @@ def _tokens(value: Any, depth: int) -> Iterator[Any]:
 
 
 class _Identity:
-    """An object, equal to itself alone, and not kept alive where that is possible."""
+    """An object compared by identity, and not kept alive if that is possible."""
 
     def __init__(self, value: Any):
         try:

@@ -1,4 +1,4 @@
-"""A model cut in front of its last Dense layer."""
+"""Split a model before its last Dense layer."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from keras_trainkit._model.head import last_dense
 
 
 def check_head(model: Any) -> tuple[Layer, list[Layer]]:
-    """The last Dense layer of a model and the layers behind it, from the end on.
+    """Return the last Dense layer of a model and the layers after it, last one first.
 
     Raises:
-        ValueError: If the model does not have one output that ends so.
+        ValueError: If the model does not have one output that ends in a Dense layer.
     """
     _graph.check_graph(model)
     graph = _graph.read(model)
@@ -35,7 +35,7 @@ def check_head(model: Any) -> tuple[Layer, list[Layer]]:
 
 
 def last_activation(dense: Layer, behind: list[Layer]) -> str:
-    """`"softmax"`, `"sigmoid"` or `"linear"`: what the last layers compute.
+    """Return what the last layers compute: `"softmax"`, `"sigmoid"` or `"linear"`.
 
     Raises:
         ValueError: If it is something else.
@@ -60,12 +60,13 @@ def _activation(layer: Any) -> str:
 
 
 def body(model: keras.Model) -> keras.Model:
-    """A copy of a model's layers up to its last Dense, whose input it outputs.
+    """Copy a model's layers up to its last Dense; the copy outputs the Dense's input.
 
-    What drops at inference too does not in the copy.
+    Layers that drop at inference become plain ones in the copy.
 
     Raises:
-        ValueError: If something inside a layer does, or the model does not end so.
+        ValueError: If a layer contains such a layer, or the model does not end in a
+            Dense layer.
     """
     dense, behind = check_head(model)
     trained = {call.layer for call in _graph.read(model).calls if call.training is True}
@@ -97,6 +98,6 @@ def body(model: keras.Model) -> keras.Model:
 
 
 def _off(layer: Any) -> Layer:
-    """Keras's layer in place of one that drops at inference too."""
+    """Return Keras's layer that replaces one that drops at inference too."""
     base: Any = next(x for x in type(layer).__mro__ if not issubclass(x, AlwaysOn))
     return base.from_config(layer.get_config())

@@ -14,19 +14,19 @@ from keras_trainkit.uncertainty._outcomes import sigmoid, softmax
 from keras_trainkit.uncertainty._prediction import MCPrediction, surprise
 
 _TASKS = ("classification", "binary", "regression")
-# Rows at once, where each has a matrix of its own.
+# Number of rows to process at once if each has its own matrix.
 _ROWS = 256
 
 
 class LastLayerLaplace:
-    """Uncertainty of a trained model from a normal distribution of its last weights.
+    """Laplace approximation of the last layer of a trained model.
 
     The weights of the last `Dense` layer have a normal distribution around their
     trained values, whose inverse covariance is the curvature of the loss there plus the
-    prior's; all other layers stay as they are. Everything is in closed form, so one
-    pass gives the features and a few matrix products the rest. The model needs no
-    dropout and is not trained again. For regression this is exact Bayesian linear
-    regression on the features, and the same as a Gaussian process.
+    prior's; all other layers are unchanged. Everything is in closed form: one pass
+    computes the features, and a few matrix products the rest. The model needs no
+    dropout and is not retrained. For regression this is exact Bayesian linear
+    regression on the features, which is equivalent to a Gaussian process.
 
     Args:
         model: A Sequential or Functional model that ends in a `Dense` layer, with one
@@ -40,16 +40,17 @@ class LastLayerLaplace:
             the classes squared; `"full"` has all of it, which is
             `((features + 1) * classes)` squared.
         task: `"classification"` (softmax, or logits of one), `"binary"` (sigmoid, or
-            logits of one) or `"regression"`. By default what the last activation says,
-            and regression without one.
+            logits of one) or `"regression"`. By default inferred from the last
+            activation; regression if there is none.
 
     Attributes:
         prior_precision_: The prior precision, after `fit`.
         noise_std_: The standard deviations of the noise, `(outputs,)`, after `fit`;
-            None but for regression.
+            None except for regression.
 
     Raises:
-        ValueError: If an argument is wrong, or the model does not end so.
+        ValueError: If an argument is wrong, or the model does not end in a `Dense`
+            layer.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -104,13 +105,13 @@ class LastLayerLaplace:
         self._model, self._dense = model, dense
 
     def fit(self, x: Any, y: Any = None) -> Self:
-        """Find the curvature on training data.
+        """Compute the curvature on training data.
 
         Args:
             x: The inputs that the model was trained on, as for `model.predict`.
-            y: The targets, `(rows, outputs)` or `(rows,)`; needed for regression
-                without `noise_std`, and else not read: the curvature of the other
-                losses does not depend on them.
+            y: The targets, `(rows, outputs)` or `(rows,)`; required for regression
+                without `noise_std`, otherwise unused, because the curvature of the
+                other losses does not depend on them.
 
         Returns:
             The object itself.
@@ -118,7 +119,7 @@ class LastLayerLaplace:
         Raises:
             ValueError: If the targets are missing or do not match the outputs.
         """
-        # Copies, since the model may be trained on.
+        # Copies, because the model may be trained further.
         self._body = body(self._model)
         weights = keras.ops.convert_to_numpy(self._dense.kernel).astype(np.float64)
         if self._dense.bias is not None:
@@ -175,7 +176,7 @@ class LastLayerLaplace:
         return MCPrediction(mean, std, entropy, None, None, 0, aleatoric_std=noise)
 
     def _read(self, features, outputs, tau) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the standard deviation of some rows' outputs."""
+        """Return the mean and the standard deviation of some rows' outputs."""
         if self.task == "regression":
             return outputs, np.sqrt(self._curvature.variance(features, tau))
         if self.task == "binary":
@@ -191,7 +192,7 @@ class LastLayerLaplace:
         return softmax(outputs / np.sqrt(1 + math.pi / 8 * variance)), std
 
     def _features(self, x: Any) -> np.ndarray:
-        """What the last layer takes, with a 1 for its bias."""
+        """Return the input of the last layer, with a 1 appended for its bias."""
         features = np.asarray(self._body.predict(x, verbose=0), np.float64)
         if len(self._weights) == features.shape[1]:
             return features
@@ -219,7 +220,7 @@ def _slices(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
 
 
 def _evidence_maximum(eigenvalues: np.ndarray, squares: float) -> float:
-    """The prior precision with the largest marginal likelihood.
+    """Return the prior precision with the largest marginal likelihood.
 
     There the slope in its logarithm, `sum(l / (l + tau)) - tau * squares`, is 0; it
     falls in `tau`. D. MacKay, Bayesian Interpolation (1992), equation 4.8.
@@ -233,7 +234,7 @@ def _evidence_maximum(eigenvalues: np.ndarray, squares: float) -> float:
 
 
 class _Eigen(NamedTuple):
-    """A positive semi-definite matrix as `vectors @ diag(values) @ vectors.T`."""
+    """Decompose a positive semi-definite matrix into eigenvalues and eigenvectors."""
 
     values: np.ndarray
     vectors: np.ndarray
@@ -260,7 +261,7 @@ class _Independent:
         self.eigenvalues = np.concatenate([part.values for part in self._parts])
 
     def variance(self, features, tau):
-        """Of each output, `(rows, outputs)`."""
+        """Return the variance of each output, `(rows, outputs)`."""
         columns = [
             ((features @ vectors) ** 2 / (values + tau)).sum(1)
             for values, vectors in self._parts
@@ -269,7 +270,7 @@ class _Independent:
 
 
 class _Kron:
-    """Curvature of a softmax as the Kronecker product of features' and classes'."""
+    """Curvature of a softmax: the Kronecker product of features' and classes'."""
 
     def __init__(self, features, p):
         # The mean over the rows of diag(p) - p p^T.

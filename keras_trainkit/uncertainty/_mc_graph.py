@@ -1,4 +1,4 @@
-"""What the samples of a model say as outputs of a graph that has no randomness."""
+"""Monte Carlo dropout as a deterministic graph, for export."""
 
 import copy
 from typing import Any
@@ -24,11 +24,11 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class FixedMasks(layers.Layer):
-    """Multiplies each sample by its mask, and adds an offset of its own.
+    """Multiply each sample by its mask and add its offset.
 
     Args:
-        shape: `(samples, *mask)`; a size of 1 is spread.
-        **kwargs: For `keras.layers.Layer`.
+        shape: `(samples, *mask)`; a size of 1 is broadcast.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
         inputs: `(samples * rows, ...)`, the rows of each sample together.
@@ -80,7 +80,7 @@ def mc_graph(
 
     Returns:
         A model that outputs a dict: `"mean"`, `"predictive_entropy"` and
-        `"mutual_information"`; for regression `"mean"`, `"std"` and, where the head is
+        `"mutual_information"`; for regression `"mean"`, `"std"` and, if the head is
         heteroscedastic, `"aleatoric_std"`.
 
     Raises:
@@ -112,7 +112,7 @@ def mc_graph(
     opened, _ = open_up(model, _drops_inside)
     found = _Built(opened, num_samples, seed).model(expected, task)
     names = [name for name in ("mean", "std") if name in found.output]
-    # In the order of the outputs; the entropies follow from the same samples.
+    # In the order of the outputs; the entropies come from the same samples.
     outputs = found(x, training=False)
     before = [getattr(expected, name) for name in names]
     after = [ops.convert_to_numpy(ops.cast(outputs[n], "float32")) for n in names]
@@ -124,7 +124,7 @@ def mc_graph(
 
 
 class _Built:
-    """The samples of a copy of a model as tensors of a graph."""
+    """Return the samples of a copy of a model as tensors of a graph."""
 
     def __init__(self, model, num_samples: int, seed: int):
         model, _ = _graph.rebuild(model)
@@ -168,7 +168,7 @@ class _Built:
             expected = "one whose dropouts get known shapes, such as a fixed length"
             reject("model", f"{layer.name} with {shape}", expected)
         whole = (self._num_samples, *shape)
-        # What a dropout makes of ones and of zeros is its mask and its offset.
+        # The outputs of a dropout for ones and for zeros are its mask and its offset.
         twin = copy.copy(self._noise)
         first = ops.convert_to_numpy(self._noise.drop(layer, ops.ones(whole)))
         second = np.zeros_like(first)
@@ -180,7 +180,7 @@ class _Built:
         return masks(x)
 
     def model(self, found: MCPrediction, task: str | None) -> keras.Model:
-        """The model with what the samples say, of the kind of a prediction."""
+        """Return the model that outputs the statistics of the samples."""
         shape = tuple(self.samples.shape[1:]) or (1,)
         x = ops.cast(self.samples, "float32")
         x = ops.reshape(x, (self._num_samples, -1, *shape))
@@ -201,7 +201,7 @@ def _parts(layer):
 
 
 def _drops_inside(layer: Any) -> bool:
-    """Whether a layer is not Keras's or ours, and has something that drops."""
+    """Whether a layer is a custom one that contains dropout."""
     known = type(layer).__module__.split(".")[0] in ("keras", "keras_trainkit")
     return not known and any(map(drops, _parts(layer)))
 

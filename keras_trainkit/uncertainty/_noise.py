@@ -1,9 +1,9 @@
-"""Random masks that depend only on whom they are for.
+"""Random masks from a counter-based hash, without random state.
 
-A mask's bits are a function of the seed, the dropout, the sample, the input's row and
-the element, and of nothing else: so a batch of any size, a loop inside a compiled graph
-and every backend have the same ones, and no random state is carried along. They cost a
-few integer operations, far less than a float from a generator does.
+A mask's bits depend only on the seed, the dropout, the sample, the input's row and the
+element. They are therefore the same for any batch size, in a loop inside a compiled
+graph and on every backend. They cost a few integer operations, far less than a float
+from a generator.
 """
 
 import math
@@ -24,7 +24,7 @@ _ALPHA = -1.7580993408473766
 
 
 class NotOfRowsError(ValueError):
-    """A dropout got something that is not made of the rows of the batch."""
+    """A dropout received a tensor that does not consist of the rows of the batch."""
 
 
 class Noise:
@@ -33,16 +33,16 @@ class Noise:
     Args:
         seed: Two 32-bit words, `(2,)`.
         samples: The numbers of the samples, `(samples,)`.
-        rows: The numbers of the rows, `(rows,)`; a single one for masks that the rows
-            share, or where a batch is a whole that is not made of rows.
-        batch: Number of rows of the batch, where `rows` is a single number for all.
+        rows: The numbers of the rows, `(rows,)`; a single one if the rows share masks,
+            or if a batch does not consist of independent rows.
+        batch: Number of rows in the batch, if `rows` is a single number for all.
     """
 
     def __init__(self, seed: Any, samples: Any, rows: Any, batch: int | None = None):
         self._num_samples = samples.shape[0]
         self._num_rows = rows.shape[0]
         self._batch = batch or self._num_rows
-        # Two keys of 32 bits, since of 10^6 keys of 32 bits some would be equal.
+        # Two keys of 32 bits, because among 10^6 keys of 32 bits some would be equal.
         self._keys = [
             (
                 _mix(samples * _word(_GOLDEN) + seed[i])[:, None],
@@ -53,10 +53,10 @@ class Noise:
         self._calls = 0
 
     def drop(self, layer: Any, x: Any) -> Any:
-        """What a dropout layer makes of `(samples * rows, ...)` when it is active.
+        """Apply an active dropout layer to `(samples * rows, ...)`.
 
-        A row of the batch may be several rows of `x`, one after the other, as behind a
-        `Reshape` that puts the steps of a sequence into the batch.
+        A row of the batch may be several consecutive rows of `x`, as after a `Reshape`
+        that moves the steps of a sequence into the batch axis.
         """
         rate = layer.rate
         shape = tuple(ops.shape(x)[1:])
@@ -79,7 +79,7 @@ class Noise:
         return self.dropout(x, rate, mask_shape(layer, shape))
 
     def dropout(self, x: Any, rate: float, shape: tuple[int, ...]) -> Any:
-        """Plain dropout by masks of `shape` for each row; a size of 1 is spread."""
+        """Apply plain dropout, masks of `shape` per row; a size of 1 is broadcast."""
         if rate == 1:
             return ops.zeros_like(x)
 
@@ -96,21 +96,21 @@ class Noise:
         return self._combine(x, kept, shape, combine)
 
     def _within(self, x: Any) -> tuple:
-        """`(n,)` where a row of the batch is `n` rows of `x`; `()` where it is one."""
+        """Return `(n,)` if a row of the batch is `n` rows of `x`; `()` if it is one."""
         rows = self._num_samples * self._batch
         count = ops.shape(x)[0]
         if isinstance(count, int) and count % rows:
             raise NotOfRowsError(f"{count} rows where the batch has {rows}")
         count = count // rows
-        # One that is not known yet, in a graph of TensorFlow, may be 1 too.
+        # A size that is not known yet, in a TensorFlow graph, may be 1 too.
         return () if isinstance(count, int) and count == 1 else (count,)
 
     def _size(self, x: Any, shape: tuple) -> Any:
-        """How many numbers the mask of a row has."""
+        """Return how many numbers the mask of a row has."""
         return math.prod((*self._within(x), *shape))
 
     def _combine(self, x, noise, shape, function):
-        """Apply noise of `(samples, rows, *shape)`, whose sizes of 1 are spread."""
+        """Apply noise of `(samples, rows, *shape)`; sizes of 1 are broadcast."""
         within, full = self._within(x), ops.shape(x)
         own = (self._num_samples, self._batch, *within, *full[1:])
         masks = (self._num_samples, self._num_rows, *within, *shape)
@@ -118,15 +118,15 @@ class Noise:
         return ops.reshape(function(ops.reshape(x, own), noise), full)
 
     def _kept(self, size: int, rate: float) -> Any:
-        """Booleans of `(samples, rows, size)` that are false at the rate.
+        """Return booleans `(samples, rows, size)` that are false at the given rate.
 
-        Each takes 16 bits, so the rate is kept to 2^-17.
+        Each uses 16 bits, so the rate is exact to 2^-17.
         """
         words = self._words(-(-size // 2))
         if isinstance(size, int):
             halves = ops.view(words, "int16")
         else:
-            # The same numbers where the size is not known yet, as `view` wants it.
+            # The same numbers if the size is not known yet, which `view` requires.
             low = ops.right_shift(ops.left_shift(words, 16), 16)
             halves = ops.stack([low, ops.right_shift(words, 16)], axis=-1)
         halves = ops.reshape(halves, (*words.shape[:2], -1))
@@ -134,13 +134,13 @@ class Noise:
         return halves[..., :size] >= threshold
 
     def _normal(self, size: int) -> Any:
-        """Standard normal numbers, `(samples, rows, size)`."""
-        # Between -1 and 1, and neither: 24 bits and a half.
+        """Return standard normal numbers, `(samples, rows, size)`."""
+        # Strictly between -1 and 1: 24 bits and a half.
         middle = ops.cast(ops.right_shift(self._words(size), 8), "float32") + 0.5
         return ops.erfinv(middle / 2**23) * math.sqrt(2)
 
     def _words(self, size: int) -> Any:
-        """Random 32-bit words, `(samples, rows, size)`, others at each call."""
+        """Return random 32-bit words, `(samples, rows, size)`, new at each call."""
         self._calls += 1
         call = _word(self._calls * _GOLDEN)
         first, second = (_mix(sample + call) ^ row for sample, row in self._keys)
@@ -149,7 +149,7 @@ class Noise:
 
 
 def drops(layer: Any) -> bool:
-    """Whether a layer, without those inside it, drops anything in training."""
+    """Whether a layer itself, not a layer inside it, drops anything in training."""
     if isinstance(layer, PURE_DROPOUTS):
         return layer.rate > 0
     if isinstance(layer, layers.RNN):
@@ -161,10 +161,10 @@ def drops(layer: Any) -> bool:
 
 @contextmanager
 def live(dropping: Sequence[Any], noise: Noise) -> Iterator[None]:
-    """Makes layers that drop do so, with the numbers of `noise`.
+    """Make dropout layers active, with the random numbers of `noise`.
 
-    Keras's dropouts have no argument for their random numbers, and its generators carry
-    a state that a loop inside a compiled function cannot.
+    Keras's dropouts have no argument for their random numbers, and its generators have
+    a state, which a loop inside a compiled function cannot update.
     """
     changes = []
     for layer in dropping:
@@ -189,9 +189,9 @@ def _drop(layer, noise):
 
 
 def _apply_scores(layer, noise):
-    """The method of Keras's attention layers that drops weights, with our masks.
+    """The method of Keras's attention layers that drops scores, with our masks.
 
-    They have no layer for it. Tried on Keras 3.15.
+    These layers have no dropout layer to replace. Tested with Keras 3.15.
     """
     apply = layer._apply_scores
 
@@ -228,7 +228,7 @@ def _dropping_cells(layer):
 
 
 def mask_shape(layer, shape):
-    """The shape of a layer's mask without the batch axis; 1 where it is the same."""
+    """Return the shape of a layer's mask without the batch axis; 1 if broadcast."""
     if isinstance(
         layer,
         (layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),
@@ -247,14 +247,14 @@ def mask_shape(layer, shape):
 
 
 def _word(number: int) -> int:
-    """The 32 low bits as a signed number."""
+    """Return the low 32 bits as a signed number."""
     return (number + 2**31) % 2**32 - 2**31
 
 
 def _mix(h: Any, key: Any = None) -> Any:
-    """MurmurHash3's finalizer (Appleby 2011) of int32, with a key on the way.
+    """Apply MurmurHash3's finalizer (Appleby 2011) to int32, mixing in a key.
 
-    On PyTorch the steps are taken in place: `h` is used up.
+    On PyTorch this works in place and overwrites `h`.
     """
     h ^= _shifted(h, 16)
     if key is not None:
@@ -267,7 +267,7 @@ def _mix(h: Any, key: Any = None) -> Any:
 
 
 def _shifted(h, bits):
-    """A shift to the right that brings in zeros."""
+    """Shift right, filling with zeros."""
     shifted = ops.right_shift(h, bits)
     shifted &= 2 ** (32 - bits) - 1
     return shifted

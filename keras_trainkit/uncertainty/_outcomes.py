@@ -1,4 +1,4 @@
-"""Targets and outputs of every kind that Keras users have, as rows of two arrays."""
+"""Bring targets and outputs of every kind that Keras uses into one form."""
 
 from typing import Any, NamedTuple
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from keras_trainkit._checks import check_numbers, reject
 
-# How far from 1 a row of probabilities may add up to; float16 is that coarse.
+# How far the sum of a row of probabilities may be from 1, because of float16.
 _TOLERANCE = 1e-2
 
 
 class Outcomes(NamedTuple):
-    """What was predicted and what came out.
+    """Predictions and true classes, row by row.
 
     Attributes:
         labels: The true class of each row, `(rows,)` integers.
@@ -24,7 +24,7 @@ class Outcomes(NamedTuple):
     binary: bool
 
     def confidence(self) -> tuple[np.ndarray, np.ndarray]:
-        """What each row claims, and whether it came true, `(rows,)` each.
+        """Return the confidence of each row and whether it was right, `(rows,)` each.
 
         The largest probability and whether that class is right; for sigmoid outputs the
         probability of class 1 and whether that is the class.
@@ -49,12 +49,12 @@ def outcomes(
 
     Args:
         y_true: Labels `(rows,)` or `(rows, 1)`, integers or whole floats, or one-hot
-            `(rows, classes)`; with more axes between, as in segmentation, alike.
+            `(rows, classes)`; also with more axes between, as in segmentation.
         probabilities: `(rows, ..., classes)`, or sigmoid outputs `(rows, ...)` or
             `(rows, ..., 1)`.
         from_logits: Whether they are logits.
         multi_label: Whether the last axis has independent labels with sigmoid outputs,
-            of which any number may be true. Each is then a row of its own.
+            any number of which may be true. Each then counts as a separate row.
     """
     p, binary = probabilities_of(
         probabilities, from_logits=from_logits, multi_label=multi_label
@@ -70,7 +70,7 @@ def probabilities_of(
     multi_label: bool = False,
     name: str = "probabilities",
 ) -> tuple[np.ndarray, bool]:
-    """Outputs as `(rows, classes)` of float64, and whether they are sigmoid outputs."""
+    """Return outputs as float64 `(rows, classes)`, and whether they are sigmoid's."""
     given = check_numbers(name, outputs)
     if not given.ndim or not given.size:
         reject(name, given.shape, "at least one row")
@@ -97,11 +97,11 @@ def probabilities_of(
 def labels_of(
     y_true: Any, shape: tuple[int, ...], flat: tuple[int, ...], multi_label: bool
 ) -> np.ndarray:
-    """Targets as integers, `(rows,)`, for outputs of a shape.
+    """Return targets as integers, `(rows,)`, for outputs of a shape.
 
     Args:
         y_true: The targets.
-        shape: That of the outputs as they were given.
+        shape: The original shape of the outputs.
         flat: `(rows, classes)`.
         multi_label: Whether the last axis has independent labels.
     """

@@ -1,4 +1,4 @@
-"""Monte Carlo prediction."""
+"""`mc_predict`: Monte Carlo prediction with active dropout."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -25,9 +25,9 @@ from keras_trainkit.uncertainty._prediction import (
 )
 
 _TASKS = ("classification", "logits", "binary", "regression", "heteroscedastic")
-# Samples between two looks at the standard error.
+# Number of samples between checks of the standard error.
 _ROUND = 20
-# A Functional model lives as long as its user wants; its compiled functions with it.
+# Compiled functions live as long as the Functional model they belong to.
 _engines: WeakKeyDictionary[Any, Engine] = WeakKeyDictionary()
 
 
@@ -44,47 +44,47 @@ def mc_predict(
     tolerance: float | None = None,
     verbose: int = 0,
 ) -> Any:
-    """Predict with dropout switched on, many times, and sum up the samples.
+    """Predict many times with active dropout, and summarize the samples.
 
-    The layers that no dropout reaches run once for each batch; the rest runs in a loop
-    inside one compiled function, which is kept for the next call as long as nothing
-    but the values of variables changes. All but dropout is as in `predict`: BatchNorm,
-    augmentation and noise layers are at inference, and no generator of random numbers
-    moves. A mask is a function of the seed, the number of the sample and the number of
-    the row, so the size of the batches does not matter.
+    The layers that no dropout affects run once per batch; the rest runs in a loop
+    inside one compiled function, which is reused by the next call as long as only the
+    values of variables have changed. Everything except dropout is as in `predict`:
+    BatchNorm, augmentation and noise layers are in inference mode, and no random
+    generator advances. A mask depends only on the seed, the number of the sample and
+    the number of the row, so the batch size does not change the result.
 
-    Where the output for a row depends on the other rows, as for the nodes of a graph,
-    a batch goes through as a whole: all rows of arrays are one batch unless
-    `batch_size` says otherwise, and `noise` makes no difference.
+    If the output for a row depends on the other rows, as for the nodes of a graph, a
+    batch is processed as a whole: all rows of arrays are one batch unless `batch_size`
+    is given, and `noise` makes no difference.
 
     Args:
         model: A model with dropout: `Dropout`, `AlphaDropout`, `GaussianDropout`,
             `SpatialDropout1D/2D/3D`, the `dropout` and `recurrent_dropout` of
             recurrent layers and of `MultiHeadAttention`, `Attention` and
-            `AdditiveAttention`, in nested models, wrappers and the user's own layers,
-            and those of `kt.layers`. A subclassed model
-            will do, but is compiled at each call. It is not changed.
+            `AdditiveAttention`, in nested models, wrappers and your own layers, and
+            those of `kt.layers`. A subclassed model works too, but is compiled at each
+            call. The model is not changed.
         x: As for `model.predict`: arrays of shape `(rows, *input_shape)`, a list or a
             dict of them, a `keras.utils.PyDataset`, a `tf.data.Dataset`, or another
             iterable of batches that ends. A KerasHub task preprocesses them.
         num_samples: Number of samples.
-        batch_size: Rows of a batch; by default what fits the processor's caches. A
+        batch_size: Rows per batch; by default what fits the processor's caches. A
             dataset has its own.
         noise: `"independent"`: each row has its own masks. `"shared"`: in each sample
-            all rows have the same masks, so that a sample is one function, and
-            differences between rows mean something; faster too.
-        seed: Integer seed of the masks; another each time by default.
-        keep_samples: Whether to keep all samples, which takes `num_samples` times the
+            all rows have the same masks, so that a sample is one function and
+            differences between rows are meaningful; also faster.
+        seed: Integer seed of the masks; by default a new one at each call.
+        keep_samples: Whether to keep all samples, which needs `num_samples` times the
             memory.
         task: What the outputs are: `"classification"` (probabilities that sum to 1),
             `"logits"` of such, `"binary"` (independent probabilities),
             `"regression"`, or `"heteroscedastic"` (in the last axis first the means,
-            then as many logarithms of variances). By default classification where the
-            outputs sum to 1, binary behind a sigmoid, and else regression. For several
-            outputs, as many, in the structure of the outputs.
+            then as many logarithms of variances). By default classification if the
+            outputs sum to 1, binary after a sigmoid, and otherwise regression. For
+            several outputs, one task each, in the structure of the outputs.
         tolerance: Stop adding samples to a row as soon as the standard error of its
-            mean is below this for every output; `num_samples` is then the most. Looked
-            at each 20 samples.
+            mean is below this for every output; `num_samples` is then the maximum. It
+            is checked every 20 samples.
         verbose: 1 for a progress bar.
 
     Returns:
@@ -120,7 +120,7 @@ def mc_predict(
         if keep_samples:
             reject("keep_samples", keep_samples, "False where a tolerance is given")
     if seed is None:
-        # As for Keras's layers, from what `keras.utils.set_random_seed` sets.
+        # As in Keras's layers, it depends on `keras.utils.set_random_seed`.
         seed = random.getrandbits(32)
     check_integer("seed", seed, minimum=0)
     words = seed_words(seed)
@@ -142,7 +142,7 @@ def mc_predict(
         if trial.whole:
             parts.append(draw(np.arange(rows), 0, num_samples, whole=True))
         else:
-            # All batches at the size of the first, since each size is compiled.
+            # All batches have the size of the first, because each size is compiled.
             chosen = np.minimum(np.arange(max(size, rows)), rows - 1)
             if tolerance is None:
                 sums = draw(chosen, 0, num_samples)
@@ -162,7 +162,7 @@ def mc_predict(
 
 
 def seed_words(seed: int) -> np.ndarray:
-    """The two words that the masks are made of."""
+    """Return the two 32-bit words that seed the masks."""
     return np.random.SeedSequence(seed).generate_state(2).view(np.int32)
 
 
@@ -174,12 +174,12 @@ def _joined(parts: Sequence[Sums]) -> Sums:
 
 
 def _engine_of(model: Any) -> Engine:
-    """The engine of the last call with this model, if it is still as it was."""
+    """Return the engine of the last call with this model if it is still valid."""
     if not isinstance(model, keras.Model):
         reject_model(model, "a keras.Model")
     if not _graph.is_graph(model):
         return Engine(model)
-    # A Sequential model gets another one when a layer is added or taken away.
+    # A Sequential model gets a new one when a layer is added or removed.
     graph = functional_part(model)
     if graph not in _engines or not _engines[graph].is_up_to_date():
         _engines[graph] = Engine(model)
@@ -189,7 +189,7 @@ def _engine_of(model: Any) -> Engine:
 def _batches(
     model: keras.Model, engine: Engine, x: Any, batch_size: int | None
 ) -> tuple[Iterator[list[np.ndarray]], int | None]:
-    """Batches as lists of arrays, and how many there are, where that is known."""
+    """Return batches as lists of arrays, and their number if it is known."""
     if hasattr(x, "shape") or isinstance(x, list | tuple | dict):
         arrays = [np.asarray(a) for a in _flat(engine, preprocessed(model, columns(x)))]
         if batch_size is not None:
@@ -201,7 +201,7 @@ def _batches(
             return iter([arrays]), 1
         rows = num_rows(arrays)
         batch_size = batch_size or engine.batch_size()
-        # Of nearly the same size, so that little is filled up.
+        # Of nearly equal size, so that little padding is needed.
         size = -(-rows // -(-rows // batch_size))
         starts = range(0, rows, size)
         return ([a[i : i + size] for a in arrays] for i in starts), len(starts)
@@ -220,7 +220,7 @@ def _batches(
 
 
 def _try_out(engine: Engine, arrays: list[np.ndarray]) -> Trial:
-    """A pass through the model, of rows or, if they are not, of the whole."""
+    """Run a trial pass, of rows or, if they are not independent, of the whole."""
     lengths = {len(a) for a in arrays}
     try:
         return engine.try_out(arrays, len(lengths) > 1)
@@ -231,7 +231,7 @@ def _try_out(engine: Engine, arrays: list[np.ndarray]) -> Trial:
 
 
 def preprocessed(model: keras.Model, x: Any) -> Any:
-    """What a KerasHub task makes of its inputs before it predicts."""
+    """Preprocess inputs as a KerasHub task does in `predict`."""
     preprocess = getattr(model, "preprocess_samples", None)
     if preprocess is None or getattr(model, "preprocessor", None) is None:
         return x
@@ -249,7 +249,7 @@ def _flat(engine, x):
 
 
 class _Draw:
-    """Draws samples of some rows of a batch."""
+    """Draw samples of some rows of a batch."""
 
     def __init__(self, engine, inputs, start, seed, outputs, noise, keep):
         self._engine, self._inputs, self._start = engine, inputs, start
@@ -277,7 +277,7 @@ class _Draw:
 def _until_sure(
     draw: _Draw, chosen: np.ndarray, most: int, tolerance: float
 ) -> list[Sums]:
-    """Draw in rounds, each for the rows whose mean is not sure yet."""
+    """Draw in rounds, each for the rows whose mean is not precise enough yet."""
     first = min(_ROUND, most)
     total = draw(chosen, 0, first)
     while first < most:
@@ -290,7 +290,7 @@ def _until_sure(
         unsure = np.flatnonzero(worst >= tolerance)
         if not len(unsure):
             break
-        # Sizes of the batch halved and halved again, since each size is compiled.
+        # Only the batch size halved repeatedly, because each size is compiled.
         size = len(chosen)
         while (size + 1) // 2 >= len(unsure) and size > 1:
             size = (size + 1) // 2
@@ -303,7 +303,7 @@ def _until_sure(
 
 
 def _merge(sums: Sums, new: Sums, rows: np.ndarray) -> None:
-    """Add what further samples of some rows say."""
+    """Merge further samples of some rows into the sums."""
     new = {name: a[: len(rows)] for name, a in new.items()}
     before = {name: a[rows] for name, a in sums.items()}
     count, number = (count_of(part, part["mean"]) for part in (before, new))
@@ -316,7 +316,7 @@ def _merge(sums: Sums, new: Sums, rows: np.ndarray) -> None:
 def _outputs(
     engine: Engine, sample: Any, task: Any
 ) -> list[tuple[str, tuple[int, ...]]]:
-    """The kind and the shape of each output of a trial."""
+    """Return the kind and the shape of each output of a trial."""
     arrays = keras.tree.flatten(sample)
     if task is None or isinstance(task, str):
         tasks = [task] * len(arrays)

@@ -1,4 +1,4 @@
-"""What the samples of a model say."""
+"""The result of Monte Carlo prediction."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from keras_trainkit._table import Report, Table
 
 @dataclass(frozen=True, repr=False)
 class MCPrediction(Report):
-    """What the samples say, for each input.
+    """The result of Monte Carlo prediction for each input.
 
-    What does not apply to the task is None.
+    Attributes that do not apply to the task are None.
 
     Attributes:
         mean: Mean of the samples, `(rows, outputs)`.
         std: Standard deviation of the samples, `(rows, outputs)`: the epistemic
             uncertainty, which more training data would lower.
-        predictive_entropy: Entropy of the mean in nats, `(rows,)`: all the uncertainty;
-            `(rows, outputs)` for a binary task.
-        mutual_information: Entropy of the mean less the mean entropy of the samples, in
-            nats, of the same shape: the part that the model's ignorance makes.
-        variation_ratio: Fraction of the samples that vote for another class than most
-            do, of the same shape.
-        num_samples: Number of samples; for each row, `(rows,)`, where a `tolerance` was
+        predictive_entropy: Entropy of the mean in nats, `(rows,)`: the total
+            uncertainty; `(rows, outputs)` for a binary task.
+        mutual_information: Entropy of the mean minus the mean entropy of the samples,
+            in nats, of the same shape: the epistemic part of the uncertainty.
+        variation_ratio: Fraction of the samples that vote for another class than the
+            majority, of the same shape.
+        num_samples: Number of samples; for each row, `(rows,)`, if a `tolerance` was
             given.
-        samples: `(num_samples, rows, outputs)`, or None where they were not kept.
+        samples: `(num_samples, rows, outputs)`, or None if they were not kept.
         aleatoric_std: Standard deviation of the noise in the data, `(rows, outputs)`,
             from a heteroscedastic head.
 
@@ -72,7 +72,7 @@ class MCPrediction(Report):
             q: One or more fractions in `[0, 1]`.
 
         Returns:
-            `(rows, outputs)`, behind the shape of `q`.
+            An array of shape `(*q.shape, rows, outputs)`.
 
         Raises:
             ValueError: If the samples were not kept.
@@ -87,7 +87,7 @@ class MCPrediction(Report):
         return np.quantile(self.samples, q, axis=0)
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """The central credible interval of the mean's outputs.
+        """Return the central credible interval of each output.
 
         Args:
             level: The fraction of the samples inside, in `(0, 1)`.
@@ -132,7 +132,7 @@ class MCPrediction(Report):
 def prediction_of(
     kind: str, sums: dict[str, np.ndarray], same_count: bool
 ) -> MCPrediction:
-    """What sums over samples say, of an output of a kind."""
+    """Return the prediction from sums over samples, for an output of a kind."""
     mean = sums["mean"].astype(np.float64)
     predictive = information = ratio = aleatoric = None
     if "entropy" in sums:
@@ -161,10 +161,10 @@ def prediction_of(
 
 
 def surprise(p: np.ndarray) -> np.ndarray:
-    """What each probability adds to the entropy, in nats."""
+    """Return the contribution of each probability to the entropy, in nats."""
     return -p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
 
 
 def count_of(sums: dict[str, np.ndarray], like: np.ndarray) -> np.ndarray:
-    """The number of samples of each row, to go with an array."""
+    """Return the number of samples of each row, shaped to broadcast with an array."""
     return sums["count"].reshape(-1, *[1] * (like.ndim - 1)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What uncertainty is worth: for putting rows aside, and for telling foreign inputs."""
+"""Evaluate uncertainty: rejecting rows, and detecting out-of-distribution inputs."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ def rejection_curve(
     *,
     from_logits: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy of what is left when the least certain rows are put aside.
+    """Compute the accuracy of the remaining rows when the least certain are rejected.
 
     Args:
         y_true: As in `nll`.
         probabilities: As in `nll`.
         uncertainty: A number for each row, larger where less certain, such as an
-            `MCPrediction`'s `predictive_entropy`; by default 1 less the largest
+            `MCPrediction`'s `predictive_entropy`; by default 1 minus the largest
             probability.
         from_logits: Whether `probabilities` are logits.
 
     Returns:
         The rejected fractions `0, 1/n, ..., (n - 1)/n`, and the accuracy of the rest at
-        each. Among rows that are equally uncertain the order is by chance, and the
-        accuracy is the expected one.
+        each. Equally uncertain rows are rejected in random order; the accuracy is the
+        expected one.
 
     Raises:
         ValueError: As `nll` does, or if `uncertainty` is not a finite number for each
@@ -51,7 +51,7 @@ def rejection_curve(
     if doubt.shape != right.shape or not np.isfinite(doubt).all():
         reject("uncertainty", doubt.shape, f"{len(right)} finite numbers")
     _, tie, size = np.unique(doubt, return_inverse=True, return_counts=True)
-    # In a tie each row counts as the mean of all, which is what a random order gives.
+    # Tied rows each count as their mean: the expectation over a random order.
     expected = (np.bincount(tie, right) / size)[tie]
     kept = expected[np.argsort(doubt, kind="stable")]
     rows = len(right)
@@ -98,15 +98,15 @@ def aurc(
 
 
 def ood_auroc(inside: Any, outside: Any) -> float:
-    """How well uncertainty tells foreign inputs from familiar ones.
+    """Measure how well uncertainty separates out-of-distribution from familiar inputs.
 
     Args:
         inside: The uncertainty of inputs like the training data, `(rows,)`.
-        outside: The uncertainty of inputs that are not, `(other_rows,)`.
+        outside: The uncertainty of out-of-distribution inputs, `(other_rows,)`.
 
     Returns:
         The area under the receiver operating characteristic: the probability that an
-        outside input is less certain than an inside one, ties counted half. 1 is
+        outside input is less certain than an inside one, with ties counted half. 1 is
         perfect, 0.5 is chance.
 
     Raises:

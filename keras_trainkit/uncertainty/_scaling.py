@@ -1,4 +1,4 @@
-"""Calibrate a classifier on held-out data, without training it again."""
+"""Calibrate a classifier on held-out data, without retraining it."""
 
 from typing import Any, Self
 
@@ -15,12 +15,12 @@ from keras_trainkit.uncertainty._outcomes import (
     softmax,
 )
 
-# Probabilities below it count as that.
+# Smaller probabilities count as this.
 _TINY = float(np.finfo(np.float32).tiny)
 
 
 class _Scaling:
-    """What the calibrators share: outputs in, outputs of the same shape out."""
+    """Base class of the calibrators: outputs in, outputs of the same shape out."""
 
     def fit(
         self, logits: Any = None, y_true: Any = None, *, probabilities: Any = None
@@ -28,17 +28,17 @@ class _Scaling:
         """Fit to data that the model was not trained on.
 
         Args:
-            logits: What the softmax takes, `(rows, ..., classes)`, or the sigmoid,
+            logits: Inputs of the softmax, `(rows, ..., classes)`, or of the sigmoid,
                 `(rows,)` or `(rows, 1)`.
             y_true: Labels or one-hot targets, as in `nll`.
-            probabilities: What the model outputs, in place of `logits`.
+            probabilities: The model's probabilities, instead of `logits`.
 
         Returns:
             The object itself.
 
         Raises:
-            ValueError: If the arrays do not match or are not finite, or if no
-                parameters are best.
+            ValueError: If the arrays do not match or are not finite, or if there is no
+                optimum.
         """
         z, shape = _rows(logits, probabilities)
         labels = labels_of(y_true, shape, z.shape, multi_label=False)
@@ -49,14 +49,14 @@ class _Scaling:
     def predict_proba(
         self, logits: Any = None, *, probabilities: Any = None
     ) -> np.ndarray:
-        """The calibrated probabilities, in the shape of what is given.
+        """Return the calibrated probabilities, in the shape of the argument.
 
         Args:
             logits: As in `fit`.
             probabilities: As in `fit`.
 
         Raises:
-            ValueError: If `fit` was not called, or for other outputs than these.
+            ValueError: If `fit` was not called, or the outputs do not match it.
         """
         self._check_fitted()
         z, shape = _rows(logits, probabilities)
@@ -77,14 +77,14 @@ class _Scaling:
 
 
 class TemperatureScaling(_Scaling):
-    """Calibrate a classifier by one number: `softmax(logits / temperature)`.
+    """Temperature scaling: calibrate by one number, `softmax(logits / temperature)`.
 
     `fit` chooses the temperature with the lowest negative log likelihood on data that
-    the model was not trained on. The predicted classes stay as they are.
+    the model was not trained on. The predicted classes do not change.
 
     Attributes:
-        temperature_: The temperature, after `fit`; above 1 where the model was too
-            sure.
+        temperature_: The temperature, after `fit`; above 1 if the model was
+            overconfident.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -106,21 +106,21 @@ class TemperatureScaling(_Scaling):
         return f"TemperatureScaling({fitted})"
 
     def fold_into(self, model: keras.Model) -> keras.Model:
-        """A copy of a model whose outputs are calibrated, at no cost.
+        """Return a copy of a model whose outputs are calibrated, at no runtime cost.
 
-        The weights of its last `Dense` layer are divided by the temperature. Exported,
-        the file is calibrated too.
+        The weights of its last `Dense` layer are divided by the temperature, so an
+        exported file is calibrated too.
 
         Args:
-            model: The model whose outputs `fit` had: Sequential or Functional, with one
-                output that ends in a `Dense` layer and a softmax, a sigmoid or, for
-                logits, nothing. It is not changed.
+            model: The model whose outputs were passed to `fit`: Sequential or
+                Functional, with one output that ends in a `Dense` layer and a softmax,
+                a sigmoid or, for logits, nothing. It is not changed.
 
         Returns:
             The copy, not compiled.
 
         Raises:
-            ValueError: If `fit` was not called, or the model does not end so.
+            ValueError: If `fit` was not called, or the model does not end in this way.
 
         Examples:
             >>> import numpy as np, keras_trainkit as kt
@@ -150,7 +150,7 @@ class TemperatureScaling(_Scaling):
         right = z[np.arange(len(z)), labels]
 
         def slope(scale):
-            """Of the likelihood in 1 / temperature, where it is convex."""
+            """Return the derivative in 1 / temperature, in which the loss is convex."""
             return float(((softmax(scale * z) * z).sum(1) - right).mean())
 
         low, high = 1e-4, 1e4
@@ -170,15 +170,15 @@ class TemperatureScaling(_Scaling):
 
 
 class VectorScaling(_Scaling):
-    """Calibrate a classifier by two numbers a class: `softmax(scale * logits + bias)`.
+    """Vector scaling: two numbers per class, `softmax(scale * logits + bias)`.
 
     `fit` minimizes the negative log likelihood with SciPy's L-BFGS. Unlike a
-    temperature it can change which class is the likeliest, and it repairs classes that
-    are too likely by and large.
+    temperature it can change which class is the likeliest, and it corrects classes
+    whose probabilities are too high overall.
 
     Attributes:
         scale_: The factor of each class, `(classes,)`, after `fit`.
-        bias_: What is added to each class, `(classes,)`, after `fit`.
+        bias_: The offset of each class, `(classes,)`, after `fit`.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -221,11 +221,11 @@ class VectorScaling(_Scaling):
 
 
 class IsotonicScaling(_Scaling):
-    """Calibrate a classifier by an increasing step function a class.
+    """Isotonic calibration: an increasing step function for each class.
 
-    Each class's probability goes through scikit-learn's `IsotonicRegression`, one class
-    against the others, and the rows are made to sum to 1. It needs some thousand rows:
-    with fewer it fits their noise.
+    Each class's probability is mapped by scikit-learn's `IsotonicRegression`, one class
+    against the others, and the rows are normalized to sum to 1. It needs a few thousand
+    rows: with fewer it fits their noise.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -256,7 +256,7 @@ class IsotonicScaling(_Scaling):
         columns = zip(self._steps, softmax(z).T, strict=True)
         p = np.stack([step.predict(column) for step, column in columns], axis=1)
         totals = p.sum(1, keepdims=True)
-        # Where every class is at zero nothing is known.
+        # If every class is at zero, nothing is known about the row.
         p = np.where(totals > 0, p, 1.0)
         return p / p.sum(1, keepdims=True)
 
@@ -266,7 +266,7 @@ def _is_binary(shape: tuple[int, ...]) -> bool:
 
 
 def _rows(logits: Any, probabilities: Any) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Logits of shape `(rows, classes)`, and the shape of what was given."""
+    """Return logits of shape `(rows, classes)`, and the original shape."""
     if (logits is None) == (probabilities is None):
         expected = "given, or `probabilities`, and not both"
         reject("logits", type(logits).__name__, expected)
@@ -274,7 +274,7 @@ def _rows(logits: Any, probabilities: Any) -> tuple[np.ndarray, tuple[int, ...]]
         p, _ = probabilities_of(probabilities)
         return np.log(np.maximum(p, _TINY)), np.shape(probabilities)
     shape = np.shape(logits)
-    # For its checks.
+    # Only to check the arguments.
     probabilities_of(logits, from_logits=True, name="logits")
     z = np.asarray(logits, np.float64)
     if _is_binary(shape):

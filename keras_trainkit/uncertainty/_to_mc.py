@@ -1,4 +1,4 @@
-"""Copies whose dropout stays on."""
+"""`to_mc`: copy a model so that its dropout is active at inference."""
 
 from typing import Any
 
@@ -18,23 +18,23 @@ from keras_trainkit.uncertainty._noise import drops
 def to_mc(model: keras.Model, seed: int | None = None) -> keras.Model:
     """Copy a model with every dropout active at inference.
 
-    BatchNorm and all else stay in inference mode; a layer made of layers, such as a
-    transformer block, is opened up if its `call` can be traced. The copy has the same
-    weights and saves as `.keras`; each call of it, or of its `predict`, is a sample.
-    For many samples, `mc_predict` is faster, and takes the model itself.
+    BatchNorm and all other layers stay in inference mode; a layer made of layers, such
+    as a transformer block, is opened up if its `call` can be traced. The copy has the
+    same weights and saves as `.keras`; each call of it, or of its `predict`, is a
+    sample. For many samples, `mc_predict` is faster, and works on the model itself.
 
     Args:
-        model: A Sequential or Functional model, with nested ones if need be; it is not
-            changed.
-        seed: Integer seed of the masks, from which each layer gets its own; by default
-            the layers keep the seeds they have.
+        model: A Sequential or Functional model, which may contain nested models; it is
+            not changed.
+        seed: Integer seed of the masks, from which each layer's own seed is derived; by
+            default the layers keep their seeds.
 
     Returns:
         The copy, not compiled.
 
     Raises:
-        ValueError: If the model has no dropout, is subclassed, or has it inside a layer
-            that does not give it in its config.
+        ValueError: If the model has no dropout, is subclassed, or has dropout inside a
+            layer whose config does not contain it.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -90,13 +90,13 @@ def _drops_inside(layer: Any) -> bool:
 
 
 def _is_opened(layer: Any) -> bool:
-    """Whether a layer is not Keras's or ours, whose configs show their dropouts."""
+    """Whether a layer is a custom one, whose config may not show its dropouts."""
     known = type(layer).__module__.split(".")[0] in ("keras", "keras_trainkit")
     return not known and _drops_inside(layer)
 
 
 def _live(layer: Any, seeds: np.random.SeedSequence | None, closed: str | None) -> Any:
-    """A layer whose dropouts are live, made from the other's config."""
+    """Build a layer with active dropouts from the config of another."""
     try:
         with keras.saving.custom_object_scope(known_objects(layer)):
             config = keras.saving.serialize_keras_object(layer)
@@ -116,7 +116,7 @@ def _live(layer: Any, seeds: np.random.SeedSequence | None, closed: str | None) 
 
 
 def _exchanged(config: Any, seeds: np.random.SeedSequence | None) -> Any:
-    """A serialized layer with each of Keras's that drop exchanged for the live one."""
+    """Replace each of Keras's dropout layers in a config by the active one."""
     if isinstance(config, list):
         return [_exchanged(part, seeds) for part in config]
     if not isinstance(config, dict):
@@ -128,13 +128,13 @@ def _exchanged(config: Any, seeds: np.random.SeedSequence | None) -> Any:
         config["module"], config["class_name"] = live.__module__, live.__name__
         config["registered_name"] = keras.saving.get_registered_name(live)
     if seeds is not None and isinstance(inner, dict) and "seed" in inner:
-        # Keras wants a signed 32-bit integer.
+        # Keras requires a signed 32-bit integer.
         inner["seed"] = int(seeds.spawn(1)[0].generate_state(1)[0] >> 1)
     return config
 
 
 def _silent(layer: Any) -> Any:
-    """A part of a layer that drops in training only, if there is one."""
+    """Return a part of a layer that drops only in training, if there is one."""
     inside = sublayers(layer)
     alive = {
         id(part)
