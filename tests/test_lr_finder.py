@@ -780,7 +780,7 @@ def test_where_is_checked(data):
         kt.find_lr(model, *data, where="haed")
     with pytest.raises(ValueError, match=r"layers that train .kt.transfer.unfreeze"):
         kt.find_lr(model, *data, where="body")
-    with pytest.raises(ValueError, match="`where` must be None where `optimizer`"):
+    with pytest.raises(ValueError, match="`where` must be None if `optimizer`"):
         kt.find_lr(model, *data, where="head", optimizer="optimizer")
     assert [layer.trainable for layer in model.layers[1:]] == [False, True]
 
