@@ -111,6 +111,12 @@ def check_built(model: Any) -> None:
         reject_model(model, "a built Keras model")
 
 
+def check_compiled(model: Any) -> None:
+    """Raise unless `model` is a compiled Keras model."""
+    if not isinstance(model, keras.Model) or not model.compiled:
+        reject_model(model, "a compiled Keras model")
+
+
 @contextlib.contextmanager
 def refusing(name: str, value: Any, expected: str) -> Iterator[None]:
     """Turns an error from inside a model into the one that names an argument.

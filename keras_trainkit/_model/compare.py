@@ -85,3 +85,21 @@ def _rounded(x):
     x = np.asarray(x)
     signs = np.random.default_rng(1).choice([-1, 1], x.shape)
     return (x * (1 + signs * np.finfo(x.dtype).eps)).astype(x.dtype)
+
+
+def accuracy(y: Any, outputs: Any) -> float:
+    """Fraction of the rows whose class is right.
+
+    Args:
+        y: Integer labels, or one-hot ones of the shape of the outputs.
+        outputs: Scores of the classes, `(..., classes)`; or, for a single output, the
+            probability of the second of two classes.
+    """
+    y, outputs = np.asarray(y), np.asarray(outputs)
+    if outputs.ndim > 1 and outputs.shape[-1] > 1:
+        guess = outputs.argmax(-1)
+        labels = y.argmax(-1) if y.shape == outputs.shape else y.reshape(guess.shape)
+    else:
+        guess = (outputs > 0.5).reshape(-1)
+        labels = y.reshape(-1)
+    return float(np.mean(guess == labels))

@@ -19,6 +19,8 @@ DROPOUTS = (
     layers.Dropout, layers.GaussianDropout, layers.GaussianNoise, layers.AlphaDropout,
     layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D,
 )  # fmt: skip
+# What does nothing at inference.
+ONLY_IN_TRAINING = (*DROPOUTS, layers.ActivityRegularization, layers.Identity)
 
 
 def channels_first(layer: Any) -> bool:

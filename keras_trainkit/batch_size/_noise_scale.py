@@ -6,7 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import (
+    check_compiled,
+    check_integer,
+    reject,
+)
 from keras_trainkit._training.as_fit import batch_as_fit
 from keras_trainkit._training.batches import batch_of, take, training_arrays
 from keras_trainkit._training.recording import recorded_gradients
@@ -99,8 +103,7 @@ def gradient_noise_scale(
         S. McCandlish et al., An Empirical Model of Large-Batch Training (2018),
         arXiv:1812.06162, appendix A.1.
     """
-    if not isinstance(model, keras.Model) or not model.compiled:
-        reject("model", getattr(model, "name", model), "a compiled Keras model")
+    check_compiled(model)
     small = check_integer("small_batch", small_batch, minimum=1)
     data, rows = training_arrays(x, y, sample_weight)
     large = small * _TOGETHER

@@ -1,18 +1,18 @@
 """How fast a training step is with batches of each size, and which fit into memory."""
 
 import gc
-import time
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
+from keras_trainkit._stopwatch import latencies
 from keras_trainkit._training.as_fit import batch_as_fit, step_as_fit
 from keras_trainkit._training.batches import batch_of
 from keras_trainkit._training.optimizer import fresh_copy, install
 from keras_trainkit._training.state import as_it_was
 
-_WARM_UP, _TIMED = 2, 5
+_TIMED = 5
 # What the backends say when memory runs out: TensorFlow and XLA, PyTorch, NumPy.
 _OUT_OF_MEMORY = (
     "resource_exhausted",
@@ -57,12 +57,8 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 def _seconds(model: keras.Model, data: tuple, rows: np.ndarray) -> float:
     batch = batch_as_fit(model, *batch_of(data, rows))
-    taken = []
     with as_it_was(model):
         install(model, fresh_copy(model), rewrap=True)
-        for _ in range(_WARM_UP + _TIMED):
-            start = time.perf_counter()
-            # The loss comes back as a number, so the step is over.
-            step_as_fit(model, *batch)
-            taken.append(time.perf_counter() - start)
-    return float(np.median(taken[_WARM_UP:]))
+        # The loss comes back as a number, so the step is over.
+        (taken,) = latencies([lambda: step_as_fit(model, *batch)], _TIMED)
+    return float(np.median(taken))

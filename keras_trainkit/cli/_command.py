@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -38,13 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         from keras_trainkit.cli._output import CommandError
     try:
         _use_backend(arguments.backend, argv)
-        return arguments.run(arguments)
+        with _quiet_tensorflow():
+            return arguments.run(arguments)
     except KeyboardInterrupt:
         print("\nkeras-trainkit: interrupted; nothing was written", file=sys.stderr)
         return _INTERRUPTED
     except (CommandError, OSError, zipfile.BadZipFile, zlib.error) as error:
         print(f"keras-trainkit: error: {error}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _quiet_tensorflow() -> Iterator[None]:
+    """Keeps TensorFlow from warning that many models are traced, once each."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import keras_trainkit as kt
+from keras_trainkit._model.compare import accuracy
 from keras_trainkit.cli._inputs import (
     check_weights,
     first_line,
@@ -112,7 +113,4 @@ def _in_int8(
     small = kt.export.optimize_for_inference(result.model)
     order = np.random.default_rng(0).permutation(len(x))[:_CALIBRATION_ROWS]
     kt.export.to_litert(small, path, "int8", x[order], io_dtype="int8")
-    outputs, labels = kt.export.predict_litert(path, validation[0]), validation[1]
-    guess = outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs.ravel() > 0.5
-    labels = labels.argmax(-1) if labels.shape == outputs.shape else labels.ravel()
-    return float(np.mean(guess == labels))
+    return accuracy(validation[1], kt.export.predict_litert(path, validation[0]))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_trainkit._checks import reject
+from keras_trainkit._model.compare import accuracy
 from keras_trainkit._stopwatch import latencies
 from keras_trainkit._training.batches import columns, num_rows, take
 from keras_trainkit.export import load_litert
@@ -25,19 +26,8 @@ def metric_of(metric: Any) -> Metric:
     if callable(metric):
         return lambda y, outputs: float(metric(y, outputs))
     if metric == "accuracy":
-        return _accuracy
+        return accuracy
     return reject("metric", metric, '"accuracy" or a function of targets and outputs')
-
-
-def _accuracy(y: Any, outputs: Any) -> float:
-    y, outputs = np.asarray(y), np.asarray(outputs)
-    if outputs.ndim > 1 and outputs.shape[-1] > 1:
-        guess = outputs.argmax(-1)
-        labels = y.argmax(-1) if y.shape == outputs.shape else y.reshape(guess.shape)
-    else:
-        guess = (outputs > 0.5).reshape(-1)
-        labels = y.reshape(-1)
-    return float(np.mean(guess == labels))
 
 
 def latency_of(path: Path, x: Any) -> float:

@@ -7,7 +7,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import (
+    check_compiled,
+    check_integer,
+    reject,
+)
 from keras_trainkit._keras import sublayers
 from keras_trainkit._training.as_fit import batch_as_fit, has_own_fit
 from keras_trainkit._training.batches import (
@@ -78,8 +82,7 @@ def subject_of(
     model, x, y, validation_data, sample_weight, batch_size, seed
 ) -> Subject:
     """Collect the arguments of `check_up`."""
-    if not isinstance(model, keras.Model) or not model.compiled:
-        reject("model", getattr(model, "name", model), "a compiled Keras model")
+    check_compiled(model)
     if is_arrays(x):
         if y is None and not has_own_fit(model):
             reject("y", None, "given where x is an array")

@@ -18,7 +18,7 @@ from keras_trainkit._model.kinds import (
     CONVOLUTIONS,
     CONVS,
     DEPTHWISE,
-    DROPOUTS,
+    ONLY_IN_TRAINING,
     PADDINGS,
     channels_first,
 )
@@ -27,7 +27,6 @@ from keras_trainkit.folding import fold_batch_norm
 _DTYPES = (None, "float16", "bfloat16")
 # What rounding all weights and activations to the dtype may do to the outputs.
 _ROUNDING = {"float16": 0.1, "bfloat16": 0.5}
-_ONLY_IN_TRAINING = (*DROPOUTS, layers.ActivityRegularization, layers.Identity)
 _WITH_ACTIVATION = (layers.Dense, layers.EinsumDense, *CONVOLUTIONS)
 
 # A layer for another one, with its weights (None: those of the other).
@@ -96,10 +95,10 @@ def optimize_for_inference(
 
 
 def _without_training(layer: Any, drop_mc: bool) -> Any:
-    if type(layer) in _ONLY_IN_TRAINING:
+    if type(layer) in ONLY_IN_TRAINING:
         return REMOVED
     if drop_mc and isinstance(layer, AlwaysOn):
-        if isinstance(layer, _ONLY_IN_TRAINING):
+        if isinstance(layer, ONLY_IN_TRAINING):
             return REMOVED
         name = getattr(layer, "name", "")
         reject("drop_mc", drop_mc, f"False: {name} drops within a recurrent step")

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_trainkit._model.kinds import channel_axis, channels_first
+from keras_trainkit._model.kinds import ONLY_IN_TRAINING, channel_axis, channels_first
 
 
 class Kept(Exception):
@@ -53,16 +53,6 @@ def of_batch_norm(norm: layers.BatchNormalization, shape: tuple) -> Affine:
     return Affine(scale, beta - mean * scale).map(lambda a: a.reshape(sizes[1:]))
 
 
-_DROPOUTS = (
-    layers.Dropout,
-    layers.AlphaDropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-)
-_PLAIN = (*_DROPOUTS, layers.Identity, layers.ActivityRegularization)
 _AVERAGES = (
     layers.AveragePooling1D,
     layers.AveragePooling2D,
@@ -97,7 +87,7 @@ def is_transparent(layer) -> bool:
         return layer.activation is keras.activations.linear
     shapes = (layers.Flatten, layers.Reshape, layers.Permute)
     pools = (*_AVERAGES, *_MAXIMA, *_GLOBAL_AVERAGES, *_GLOBAL_MAXIMA)
-    return kind in (*_PLAIN, *shapes, *pools)
+    return kind in (*ONLY_IN_TRAINING, *shapes, *pools)
 
 
 def backward(affine: Affine, layer, before: tuple, after: tuple) -> Affine:
@@ -180,7 +170,7 @@ def _flattened(layer, before: tuple) -> tuple:
 def _check_pooling(affine: Affine, layer) -> None:
     """Pooling needs the same function at each place, and a maximum rising ones."""
     kind = type(layer)
-    if kind in _PLAIN or kind is layers.Activation:
+    if kind in ONLY_IN_TRAINING or kind is layers.Activation:
         return
     rank = max(affine.scale.ndim, affine.shift.ndim)
     if rank > 1:

@@ -6,7 +6,11 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._checks import check_integer, reject, reject_model
+from keras_trainkit._checks import (
+    check_compiled,
+    check_integer,
+    reject,
+)
 from keras_trainkit._model.select import Selector
 from keras_trainkit._training.as_fit import has_own_fit
 from keras_trainkit._training.state import as_it_was
@@ -123,7 +127,7 @@ def find_lr(
         L. Smith, Cyclical Learning Rates for Training Neural Networks (2015),
         arXiv:1506.01186, section 3.3.
     """
-    _check_model(model)
+    check_compiled(model)
     search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
     if where is not None and optimizer is not None:
         reject("where", where, "None if `optimizer` names one of several")
@@ -212,8 +216,3 @@ class _Search:
             raise
         finally:
             model.history, model.stop_training = history
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, keras.Model) or not model.compiled:
-        reject_model(model, "a compiled Keras model")

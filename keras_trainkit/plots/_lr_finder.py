@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_choice
+from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +44,7 @@ def lr_finder(
         >>> ax = kt.plots.lr_finder(kt.lr_finder.analyse(lrs, losses))
         >>> ax.figure.savefig("range_test.png")  # doctest: +SKIP
     """
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_or_new(ax)
     ax.plot(result.lrs, result.losses, color="C0", alpha=0.3, label="loss of a batch")
     ax.plot(result.lrs, result.smoothed, color="C0", label="smoothed")
     _mark_rates(ax, result, show_all)
@@ -136,11 +134,10 @@ def compare_learning_rates(
         >>> sweep = kt.lr_finder.lr_sweep(build, [1e-3, 1e-2], x, y, progress=False)
         >>> ax = kt.plots.compare_learning_rates(sweep)
     """
-    from matplotlib import colormaps, pyplot, ticker
+    from matplotlib import colormaps, ticker
 
     check_choice("monitor", monitor, sweep.curves)
-    if ax is None:
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_or_new(ax)
     curves = sweep.curves[monitor]
     colours = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     epochs = np.arange(1, curves.shape[1] + 1)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_integer, reject
+from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def schedule(
         learning_rates, momenta = _of_callback(learning_rates, steps, steps_per_epoch)
         steps = len(learning_rates)
     rates = _values("learning_rates", learning_rates, steps)
-    ax = ax or _new_axes()
+    ax = axes_or_new(ax)
     lines = ax.plot(rates, color="C0", label="learning rate")
     ax.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
     if momenta is not None:
@@ -131,7 +132,7 @@ def learning_curves(
         ['training', 'validation']
     """
     curves = _curves(history, metric)
-    ax = ax or _new_axes()
+    ax = axes_or_new(ax)
     for name, label in ((metric, "training"), (f"val_{metric}", "validation")):
         if name in curves:
             ax.plot(_epochs(curves[name]), curves[name], label=label)
@@ -173,7 +174,7 @@ def compare(
         ]
         for name, given in histories.items()
     }
-    ax = ax or _new_axes()
+    ax = axes_or_new(ax)
     for place, (name, curves) in enumerate(runs.items()):
         # Seeds that stopped early end where the shortest does.
         together = np.stack([curve[: min(map(len, curves))] for curve in curves])
@@ -264,7 +265,7 @@ def front(result: Any, ax: "Axes | None" = None) -> "Axes":
     """
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    ax = ax or _new_axes()
+    ax = axes_or_new(ax)
     kilobytes = [one.bytes / 1e3 for one in result.front]
     metrics = [one.metric for one in result.front]
     ax.plot(kilobytes, metrics, "o", color="C0", label="int8 files")
@@ -290,9 +291,3 @@ def front(result: Any, ax: "Axes | None" = None) -> "Axes":
     ax.legend()
     ax.grid(alpha=0.3)
     return ax
-
-
-def _new_axes() -> Any:
-    from matplotlib import pyplot
-
-    return pyplot.subplots(layout="constrained")[1]

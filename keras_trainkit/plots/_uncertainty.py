@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_in_range, reject
+from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,10 +89,7 @@ def reliability(curve: Any, ax: Any = None) -> Any:
         >>> curve = kt.uncertainty.reliability_curve(p.argmax(-1), p)
         >>> ax = kt.plots.reliability(curve)
     """
-    from matplotlib import pyplot
-
-    if ax is None:
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_or_new(ax)
     bins = len(curve.count)
     middles = (np.arange(bins) + 0.5) / bins
     share = curve.count / max(curve.count.sum(), 1)
@@ -136,14 +134,11 @@ def regression_band(
         >>> mc = kt.uncertainty.mc_predict(model, x, 20, seed=0)
         >>> ax = kt.plots.regression_band(x[:, 0], mc)
     """
-    from matplotlib import pyplot
-
     x = np.ravel(x)
     if prediction.mean.shape != (len(x), 1):
         reject("prediction", prediction.mean.shape, f"of one output and {len(x)} rows")
     check_in_range("level", level, 0, 1, closed="neither")
-    if ax is None:
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_or_new(ax)
     order = np.argsort(x)
     mean = prediction.mean[order, 0]
     width = NormalDist().inv_cdf((1 + level) / 2)
@@ -194,13 +189,10 @@ def intervals(
         >>> x = np.linspace(0, 1, 50)
         >>> ax = kt.plots.intervals(x, x - 0.1, x + 0.1, y=x)
     """
-    from matplotlib import pyplot
-
     x, low, high = np.ravel(x), np.ravel(lower), np.ravel(upper)
     if not len(x) == len(low) == len(high):
         reject("lower", np.shape(lower), f"one bound for each of the {len(x)} rows")
-    if ax is None:
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_or_new(ax)
     order = np.argsort(x)
     ax.fill_between(
         x[order],
@@ -245,13 +237,10 @@ def set_sizes(sets: np.ndarray, y: np.ndarray | None = None, ax: Any = None) -> 
         >>> conformal = conformal.fit(p[:100], y[:100])
         >>> ax = kt.plots.set_sizes(conformal.predict(p[100:]), y[100:])
     """
-    from matplotlib import pyplot
-
     sets = np.asarray(sets, bool)
     if sets.ndim != 2:
         reject("sets", sets.shape, "of shape (rows, classes)")
-    if ax is None:
-        ax = pyplot.subplots(layout="constrained")[1]
+    ax = axes_or_new(ax)
     sizes = sets.sum(1)
     found = np.arange(sizes.min(), sizes.max() + 1)
     share = np.array([np.mean(sizes == size) for size in found])

@@ -7,6 +7,7 @@ import keras
 from keras import activations, layers
 
 from keras_trainkit._model.kernels import own_kernels
+from keras_trainkit._model.kinds import channels_first
 from keras_trainkit.quantization._operation import Operation
 from keras_trainkit.quantization._products import product_axes
 
@@ -186,7 +187,7 @@ def why_float(layer: Any) -> str | None:
         return "it is not built"
     if kind is layers.EinsumDense and not product_axes(layer):
         return f"{layer.equation} is not a product of a matrix with each position"
-    if getattr(layer, "data_format", None) == "channels_first":
+    if channels_first(layer):
         return 'LiteRT has no kernels for data_format="channels_first"'
     if kind in SEPARABLE and layer.padding == "causal":
         return 'a separable convolution with padding="causal" has no rule'

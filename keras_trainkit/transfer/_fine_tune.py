@@ -6,7 +6,12 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._checks import (
+    check_compiled,
+    check_integer,
+    check_positive,
+    reject,
+)
 from keras_trainkit._model.select import Selector
 from keras_trainkit._training.optimizer import (
     core_optimizer,
@@ -91,8 +96,7 @@ def fine_tune(
     for name in ("epochs", "initial_epoch"):
         if name in kwargs:
             reject(name, kwargs[name], "left out: each part has its own epochs")
-    if not isinstance(model, keras.Model) or not model.compiled:
-        reject("model", getattr(model, "name", model), "a compiled model")
+    check_compiled(model)
     rate = _rate(model, learning_rate)
 
     def train(what: str, epochs: int, max_lr: float | str, **shape: Any) -> float:
