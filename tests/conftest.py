@@ -8,9 +8,21 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
+import tempfile
+
 import keras
 import numpy as np
 import pytest
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    # Test after test compiles the same small programs. A folder for each process, since
+    # JAX reads what another is still writing.
+    _CACHE = tempfile.TemporaryDirectory()
+    jax.config.update("jax_compilation_cache_dir", _CACHE.name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(autouse=True)
