@@ -1,5 +1,7 @@
 """`find_lr` on data and models whose `fit` is not the plain one."""
 
+import threading
+
 import keras
 import numpy as np
 import pytest
@@ -206,6 +208,42 @@ def test_the_order_of_a_dataset_afterwards_is_the_same_as_without(search, x):
             finder = kt.callbacks.LRFinder(num_steps=12)
             model.fit(Batches(), epochs=3, callbacks=[finder], verbose=0)
         model.fit(Batches(), epochs=2, verbose=0)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_order_that_workers_read_ahead_is_the_same_as_without(x):
+    def loss(y_true, y_pred):
+        # The first fit builds the loss with a batch, while the workers read on. Where
+        # they are when it has done so is left to chance otherwise.
+        assert batches.all_are_asked_for.wait(60)
+        return keras.ops.mean(keras.ops.square(y_true - y_pred), -1)
+
+    class Batches(keras.utils.PyDataset):
+        def __init__(self):
+            super().__init__(workers=2)
+            self.all_are_asked_for = threading.Event()
+
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            if index == 3:
+                self.all_are_asked_for.set()
+            rows = slice(16 * index, 16 * index + 16)
+            return x[rows], x[rows, :1]
+
+    results = []
+    for searched in (False, True):
+        model = regression()
+        model.compile("adam", loss)
+        options = {"shuffle": False, "verbose": 0}
+        batches = Batches()
+        if searched:
+            finder = kt.callbacks.LRFinder(num_steps=10)
+            model.fit(batches, epochs=3, callbacks=[finder], **options)
+        model.fit(batches, epochs=2, **options)
         results.append(model.get_weights())
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -227,14 +227,22 @@ def projections(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def unbuilt_as_before(model: keras.Model) -> Iterator[None]:
+def unbuilt_as_before(model: keras.Model, for_fit: bool = False) -> Iterator[None]:
     """Undoes the building of the compiled loss and metrics by a step inside.
 
     The first `fit` reads one batch to build them, which advances the shuffled data
-    once more than a `fit` that finds them built. Tried on Keras 3.13 and 3.15.
+    once more than a `fit` that finds them built; with the workers of a `PyDataset`, it
+    even trains on that batch last. Tried on Keras 3.13 and 3.15.
+
+    Args:
+        model: A compiled model.
+        for_fit: Whether this is inside a `fit`, which has built them if it is the
+            first, and is undone as a whole.
     """
-    metrics, loss = model._compile_metrics, model._compile_loss
-    unbuilt = [part for part in (metrics, loss) if part is not None and not part.built]
+    parts = [p for p in (model._compile_metrics, model._compile_loss) if p is not None]
+    is_first = for_fit and model.train_function is None and model.test_function is None
+    loss = model._compile_loss
+    unbuilt = parts if is_first else [part for part in parts if not part.built]
     try:
         yield
     finally:

@@ -11,12 +11,16 @@ from keras_trainkit._training.fit_scope import end_if_over, own_steps
 
 
 @contextlib.contextmanager
-def as_it_was(model: keras.Model) -> Iterator[None]:
+def as_it_was(model: keras.Model, for_fit: bool = False) -> Iterator[None]:
     """Puts all state of a model back, whatever happens inside.
 
     Weights, BatchNorm statistics, seed generators, metrics, which optimizer there is,
     and the compiled training step. The optimizer's own state is not copied: what takes
     steps inside exchanges the optimizer for a copy.
+
+    Args:
+        model: The model.
+        for_fit: Whether a running `fit` is to be undone as a whole.
     """
     end_if_over(model)
     kept = {
@@ -30,7 +34,7 @@ def as_it_was(model: keras.Model) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             stack.enter_context(own_steps(model))
             if model.compiled:
-                stack.enter_context(unbuilt_as_before(model))
+                stack.enter_context(unbuilt_as_before(model, for_fit))
             yield
     finally:
         sync_state(model)

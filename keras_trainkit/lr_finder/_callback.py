@@ -5,6 +5,7 @@ import contextlib
 import keras
 
 from keras_trainkit._keras import sync_state
+from keras_trainkit._keras.fitting import fit_arguments
 from keras_trainkit._training.state import as_it_was
 from keras_trainkit.lr_finder._analyse import LRFinderResult
 from keras_trainkit.lr_finder._range_test import (
@@ -95,7 +96,7 @@ class LRFinder(keras.callbacks.Callback):
         self._watch = Watch(self._test)
         self._watch.set_model(self.model)
         self._kept.enter_context(random_states_kept())
-        self._kept.enter_context(as_it_was(self.model))
+        self._kept.enter_context(as_it_was(self.model, _reads_ahead(self.model)))
         self._kept.enter_context(self._test.installed(self.model))
 
     def on_train_batch_end(self, batch, logs=None):
@@ -110,3 +111,9 @@ class LRFinder(keras.callbacks.Callback):
     def restore(self) -> None:
         """Restore the model; needed only if the fit raised or was interrupted."""
         self._kept.close()
+
+
+def _reads_ahead(model: keras.Model) -> bool:
+    """Whether the data are read by workers, of which a model's first fit reads more."""
+    data = (fit_arguments(model) or {}).get("x")
+    return isinstance(data, keras.utils.PyDataset) and data.workers > 1
