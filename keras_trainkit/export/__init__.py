@@ -1,4 +1,4 @@
-"""Export to the formats that are deployed, and what they cost."""
+"""Export models for deployment, and report size, latency and accuracy."""
 
 from keras_trainkit.export._c_array import to_c_array as to_c_array
 from keras_trainkit.export._litert import load_litert as load_litert

@@ -15,11 +15,11 @@ _PER_LINE = 12
 def to_c_array(path: str | os.PathLike, header: str | os.PathLike) -> Path:
     """Write a LiteRT file as an array in a C header.
 
-    The array is what `xxd -i` writes, aligned to 16 bytes, as LiteRT for
-    Microcontrollers wants it: `unsigned char NAME[]` and `unsigned int NAME_len`, where
-    NAME is that of the header. A comment says how large the tensor arena must be at
-    least: the most bytes of inputs, outputs and activations that are needed at once.
-    What the interpreter takes for itself comes on top of that.
+    The array has the format of `xxd -i`, aligned to 16 bytes, as LiteRT for
+    Microcontrollers requires: `unsigned char NAME[]` and `unsigned int NAME_len`, where
+    NAME is that of the header. A comment gives a lower bound of the tensor arena: the
+    largest number of bytes of inputs, outputs and activations that are needed at once.
+    The interpreter needs some memory in addition.
 
     Args:
         path: The LiteRT file; for microcontrollers one that `to_litert` wrote with
@@ -70,7 +70,7 @@ def to_c_array(path: str | os.PathLike, header: str | os.PathLike) -> Path:
 
 
 def arena_size(content: bytes) -> int:
-    """The most bytes of tensors without constant data that are alive at once."""
+    """Return the most bytes of tensors without constant data that are live at once."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content)

@@ -1,4 +1,4 @@
-"""What the exports share: files that appear whole, and another process."""
+"""Helpers of the exports: files written atomically, and a converter process."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from keras_trainkit._checks import reject
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike, suffix: str) -> Iterator[Path]:
-    """A path to write to that becomes `path` only if all went well.
+    """Yield a path to write to, which is renamed to `path` only on success.
 
     Raises:
         ValueError: If the name does not end in `suffix`.
@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
             os.dup2(sink.fileno(), descriptor)
     try:
         with warnings.catch_warnings():
-            # What they warn of is theirs to mend.
+            # Converters' own warnings are not for the user.
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -56,7 +56,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def converting(kind: str) -> Iterator[None]:
-    """Turns a converter's errors into one of ours, and hides what it writes.
+    """Turn a converter's errors into one of ours, and hide its output.
 
     Raises:
         RuntimeError: If it failed.
@@ -67,9 +67,9 @@ def converting(kind: str) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:
-        # A converter can fail in any way.
+        # A converter may raise anything.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        # TensorFlow puts a traceback in front of what it has to say.
+        # TensorFlow puts a traceback before its message.
         traced = lines[:1] == ["in user code:"]
         text = " ".join(lines[-2:] if traced else lines[:3]) or type(error).__name__
         raise RuntimeError(f"The conversion to {kind} failed: {text}") from error
@@ -90,7 +90,7 @@ except Exception as error:
 def convert_elsewhere(
     model: keras.Model, target: Path, kind: str, code: str, *arguments: str | Path
 ) -> None:
-    """Convert a model with the TensorFlow backend, in a process of its own.
+    """Convert a model with the TensorFlow backend, in a separate process.
 
     Args:
         model: The model.
@@ -142,17 +142,17 @@ def convert_elsewhere(
 
 @contextlib.contextmanager
 def _known_there(model: keras.Model, kind: str) -> Iterator[None]:
-    """Turns what keeps a model from being saved into a `ValueError`."""
+    """Turn any error while saving a model into a `ValueError`."""
     try:
         yield
     except Exception as error:
-        # A user's `get_config` can fail in any way.
+        # A user's `get_config` may raise anything.
         text = next((s.strip() for s in str(error).splitlines() if s.strip()), "")
         reject("model", model.name, f"one that {_LOADABLE.format(kind)} ({text})")
 
 
 def load_there(path: str) -> keras.Model:
-    """The model that the parent saved, in the process that converts it.
+    """Load the model that the parent process saved.
 
     Raises:
         ValueError: If it cannot be loaded.

@@ -34,9 +34,9 @@ from keras_trainkit.export._litert_run import LiteRTRunner, set_order, tensorflo
 from keras_trainkit.export._remedies import describe
 from keras_trainkit.export._selective import quantize_selectively
 
-# The root mean square of the error that each may make, relative to that of the outputs:
-# beyond, the file is not the model. Single outputs may be off by more, and what that
-# costs in accuracy is for `deployment_report` to say.
+# The largest root-mean-square error of each format, relative to that of the outputs; a
+# larger one means that the file is not the model. Single outputs may differ by more;
+# `deployment_report` shows what that costs in accuracy.
 _ROUNDING = {"float16": 0.05, "dynamic": 0.5, "int8": 0.5, "int16x8": 0.5}
 _QUANTIZATIONS = (None, *_ROUNDING)
 _CALIBRATED = ("int8", "int16x8")
@@ -69,24 +69,25 @@ def to_litert(
 ) -> Path:
     """Write a model as a LiteRT (TensorFlow Lite) file.
 
-    On the JAX and PyTorch backends the conversion runs in a process of its own with the
-    TensorFlow backend, which must be installed. The file is run and compared with the
-    model, all outputs of it, for which the extra `export` must be installed.
+    On the JAX and PyTorch backends the conversion runs in a separate process with the
+    TensorFlow backend, which must be installed. The file is run and all its outputs are
+    compared with the model's, which needs the extra `export`.
 
-    The file needs no TensorFlow to run: recurrent layers are written out step by step,
-    and what computes in float16 or bfloat16 computes in float32. Its inputs have the
-    names of the model's, and inputs and outputs its order.
+    The file runs without TensorFlow's operations: recurrent layers are unrolled, and
+    float16 and bfloat16 computations are done in float32. Inputs have the names of the
+    model's; inputs and outputs have the model's order.
 
     With `mc_samples`, a file has the outputs `mean`, `mutual_information` and
     `predictive_entropy`, or, for regression, `mean` and `std` (for a heteroscedastic
     head behind `aleatoric_std`), in this order. They are those of
     `kt.uncertainty.mc_predict(model, x, mc_samples, noise="shared", seed=mc_seed)`:
     the masks, the same for every row, are constants in the file. The layers that no
-    dropout reaches run once for each row.
+    dropout affects run once for each row.
 
     Args:
         model: A built Sequential or Functional model, or another that has been called.
-        path: The file to write, `*.tflite`. It appears only once it is whole and right.
+        path: The file to write, `*.tflite`. It appears only once it is complete and
+            checked.
         quantization: `None` for float32; `"float16"` for weights in half precision;
             `"dynamic"` for int8 weights and float activations; `"int8"` for int8
             weights and activations; `"int16x8"` for int8 weights and int16 activations.
@@ -96,21 +97,21 @@ def to_litert(
             `(rows, *input_shape)`, from which the ranges of the activations are read;
             for several inputs a list or dict of them, as for `predict`. For `"int8"` a
             model from `kt.quantization.quantize_aware` needs none once it is trained.
-        io_dtype: `"int8"`, for `quantization="int8"`, where the file's float inputs and
-            outputs are to be int8 too, as microcontrollers have it. Every operation
-            must then have an int8 kernel.
-        mc_samples: Write a file that outputs, in place of the model's output, what this
-            many samples of Monte Carlo dropout say of each row.
+        io_dtype: `"int8"`, for `quantization="int8"`, makes the file's float inputs and
+            outputs int8 too, for microcontrollers. Every operation must then have an
+            int8 kernel.
+        mc_samples: Number of samples of Monte Carlo dropout; the file outputs their
+            statistics instead of the model's output.
         mc_seed: Integer seed of their masks.
         mc_task: What the output is, as `task` in `mc_predict`.
         max_drop: For `quantization="int8"` and a model with one output of classes: the
             accuracy that the file may lose, such as 0.005, measured on
-            `representative_data`. Where int8 loses more, the fewest layers stay float
-            with which it does not, as `quantization_report` ranks them. Needs
-            ai-edge-quantizer (extra `export`).
+            `representative_data`. If int8 loses more, as few layers as possible stay
+            float, in the order of `quantization_report`. Needs ai-edge-quantizer (extra
+            `export`).
         labels: For `max_drop`: the integer labels of `representative_data`. Without
-            them the accuracy is how often the file gives the class that the model
-            gives.
+            them the accuracy is how often the file predicts the same class as the
+            model.
 
     Returns:
         The path.
@@ -119,8 +120,8 @@ def to_litert(
         ValueError: If an argument is wrong, or the model has operations that LiteRT
             does not have.
         ImportError: If ai-edge-litert is not installed.
-        RuntimeError: If the conversion failed, or the file gives something else than
-            the model; nothing is written.
+        RuntimeError: If the conversion failed, or the file's outputs differ from the
+            model's; nothing is written.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -314,8 +315,8 @@ def predict_litert(path: str | os.PathLike, x: Any) -> Any:
             the order of the model's, or a dict by the names of the model's.
 
     Returns:
-        The outputs of all rows: of several a list, in the order of the model's, or a
-        dict, where the model returns one. Inputs and outputs that the file has in int8
+        The outputs of all rows: for several outputs a list in the order of the model's,
+        or a dict if the model returns one. Inputs and outputs that are int8 in the file
         are float here.
 
     Raises:
@@ -337,7 +338,7 @@ def load_litert(path: str | os.PathLike, batch_size: int = 1):
 
     Args:
         path: The file.
-        batch_size: Rows of a batch.
+        batch_size: Rows per batch.
 
     Returns:
         An `ai_edge_litert.interpreter.Interpreter` with its tensors allocated.

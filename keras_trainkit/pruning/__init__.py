@@ -1,4 +1,4 @@
-"""Pruning: weights set to zero, channels taken out, and what that saved."""
+"""Pruning: set weights to zero, remove channels, and report what that saves."""
 
 from keras_trainkit.pruning._channels import ShrinkResult as ShrinkResult
 from keras_trainkit.pruning._channels import prune_channels as prune_channels

@@ -1,4 +1,4 @@
-"""A model without some of its channels."""
+"""Build a model without some of its channels."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
     Args:
         model: The model.
         channels: Its channels.
-        gone: The roots of those that go.
+        gone: The roots of the channels to remove.
     """
 
     def left(numbers: Numbers) -> np.ndarray:
@@ -41,7 +41,7 @@ def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
         change = channels.changes.get(layer)
         if change is None:
             return new
-        # The graph of the copy gets the call inside, with the arguments that are cut.
+        # The graph of the copy contains the inner call, with its arguments cut.
         return lambda *args, **kwargs: _called(new, *change(left, args, kwargs))
 
     def _remade(layer):

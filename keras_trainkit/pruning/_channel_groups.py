@@ -1,10 +1,10 @@
-"""Which channels of a model belong together, so that all go or none does.
+"""Groups of channels that must be removed together.
 
-Every channel of every tensor between layers has a number. A layer that hands channels
-on, as BatchNorm does, outputs the numbers that it took in; one that sums over them, as
-a convolution does, outputs new ones; where an Add brings two tensors together their
-numbers become one. What has one number in the end is cut as one, wherever it lies: in
-kernels, biases, statistics, widths and constants.
+Every channel of every tensor between layers has a number. A layer that passes channels
+on, such as BatchNorm, outputs the numbers of its input; one that sums over them, such
+as a convolution, outputs new numbers; an Add merges the numbers of its inputs
+(union-find). Everything that ends up with the same number is cut together, wherever it
+is: in kernels, biases, statistics, widths and constants.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 
 Numbers = np.ndarray
 Width = tuple[tuple[Numbers, ...], Callable[..., Any]]
-# Counts the channels that are left of some numbers, or takes them from an array.
+# Counts the remaining channels among some numbers, or selects them from an array.
 Left = Callable[[Numbers], np.ndarray]
 # From an operation's arguments to those that it has after the cut.
 Change = Callable[[Left, tuple, dict], tuple[tuple, dict]]
@@ -70,7 +70,7 @@ class Channels:
         self._reasons: dict[int, str] = {}
 
     def new(self, count: int, keep: str | None = None) -> Numbers:
-        """Numbers for new channels, to be kept for a reason if there is one."""
+        """Return numbers for new channels, to be kept if a reason is given."""
         first = len(self._parents)
         numbers = np.arange(first, first + count)
         self._parents.extend(numbers.tolist())
@@ -79,13 +79,13 @@ class Channels:
         return numbers
 
     def keep(self, numbers: Numbers | str, reason: str) -> None:
-        """Have channels left whole."""
+        """Mark channels as ones that must be kept."""
         if not isinstance(numbers, str):
             for root in self.roots(numbers):
                 self._reasons.setdefault(int(root), reason)
 
     def join(self, a: Numbers, b: Numbers) -> None:
-        """Have channels go together, place by place."""
+        """Merge the groups of channels, position by position."""
         for one, other in zip(self.roots(a), self.roots(b), strict=True):
             first, second = self._root(int(one)), self._root(int(other))
             if first != second:
@@ -94,7 +94,7 @@ class Channels:
                     self._reasons.setdefault(first, self._reasons[second])
 
     def meet(self, a: Numbers | str, b: Numbers | str) -> Numbers | str:
-        """Have what lies along two axes go together; what lies there in the end."""
+        """Merge the channels along two axes; return the result."""
         if isinstance(a, str):
             self.keep(b, a)
             # A reason that says more than that there are positions.
@@ -106,7 +106,7 @@ class Channels:
         return a
 
     def only(self, lay: Lay, axes: Sequence[int], reason: str = POSITIONS) -> Lay:
-        """What lies along the axes named; channels along others are kept."""
+        """Return what lies along the given axes; channels along other axes are kept."""
         axes = [axis % len(lay) for axis in axes]
         for axis, numbers in enumerate(lay):
             if axis not in axes:
@@ -117,11 +117,11 @@ class Channels:
         )
 
     def roots(self, numbers: Numbers) -> Numbers:
-        """For each channel the number of those that it goes with."""
+        """Return the root of the group of each channel."""
         return np.array([self._root(int(n)) for n in numbers], int)
 
     def reason(self, numbers: Numbers) -> str | None:
-        """Why the first of these channels that is kept is kept; None if none is."""
+        """Return why the first kept one of these channels is kept; None if none is."""
         for root in self.roots(numbers):
             if int(root) in self._reasons:
                 return self._reasons[int(root)]
@@ -161,7 +161,7 @@ class Channels:
         units: int | None = None,
         statistic: bool = False,
     ) -> None:
-        """Say what lies along the axes of a variable, on each use the same axes."""
+        """Record what lies along the axes of a variable; the same axes on each use."""
         if variable is None:
             return
         shape = variable.shape
@@ -181,11 +181,11 @@ class Channels:
     def width(
         self, layer, name: str, *numbers: Numbers, make: Callable[..., Any] = int
     ) -> None:
-        """Say that an argument of a layer follows from counts of channels."""
+        """Record that an argument of a layer depends on numbers of channels."""
         before, _ = self.widths.setdefault(layer, {}).setdefault(name, (numbers, make))
         for one, other in zip(before, numbers, strict=True):
             self.join(one, other)
 
     def units(self, layer, numbers: Numbers) -> None:
-        """Say which are a layer's own units, the same on each use."""
+        """Record which channels are a layer's own units; the same on each use."""
         self.join(self.outputs.setdefault(layer, numbers), numbers)

@@ -1,4 +1,4 @@
-"""How merging and reshaping layers, and operations of `keras.ops`, hand channels on."""
+"""Rules for `prune_channels`: merging and reshaping layers, and `keras.ops`."""
 
 import math
 from typing import Any
@@ -212,7 +212,7 @@ def _permute(channels, call, x):
 
 @rule("Transpose", "Swapaxes", "Moveaxis")
 def _transpose(channels, call, x):
-    # NumPy itself says where the axes go: on one with sizes to tell them apart.
+    # NumPy shows where the axes go: on an array whose axes all differ in size.
     config = {k: v for k, v in call.layer.get_config().items() if k != "name"}
     name = type(call.layer).__name__.lower()
     moved = getattr(np, name)(np.empty(range(len(x))), **config)

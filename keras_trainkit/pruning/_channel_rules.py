@@ -1,4 +1,9 @@
-"""How each kind of layer hands its channels on."""
+"""Rules for `prune_channels`: how each kind of layer passes channels on.
+
+A rule ties each axis of a layer's variables to the channels of its input or output, and
+returns the layout of the output: the channel numbers along each axis, or a reason why
+nothing can be cut there.
+"""
 
 import keras
 import numpy as np
@@ -35,7 +40,7 @@ _RESIZING = [
     for kind in ("UpSampling", "ZeroPadding", "Cropping")
     for rank in (1, 2, 3)
 ]
-# Activations of Keras that look at more than one channel.
+# Keras's activations that combine several channels.
 _MIXING = {"softmax", "log_softmax", "sparsemax", "sparse_softmax", "glu"}
 
 
@@ -58,20 +63,20 @@ def _with(lay: Lay, axis: int, numbers: Numbers | str) -> Lay:
 
 
 def _along(channels: Channels, call: Call, lay: Lay) -> Numbers | str:
-    """What lies along the axis of a layer's channels, the only one that is cut."""
+    """Return what lies along a layer's channel axis, the only one that is cut."""
     axis = channel_axis(call.layer, len(lay))
     return channels.only(lay, [axis])[axis]
 
 
 def _into(call: Call, numbers: Numbers | str) -> Lay:
-    """Channels where a layer outputs them."""
+    """Return the layout of an output with these channels."""
     rank = len(call.outputs[0].shape)
     axis = channel_axis(call.layer, rank)
     return tuple(numbers if i == axis else POSITIONS for i in range(rank))
 
 
 def _outputs(channels: Channels, call: Call, width: str, out: Numbers) -> Lay:
-    """The output of a layer with units of its own and a bias for each."""
+    """Return the output of a layer with its own units and a bias for each."""
     layer = call.layer
     channels.cut(layer.bias, {0: out})
     channels.width(layer, width, out)
@@ -96,7 +101,7 @@ def _stochastic_depth(channels, call, x):
 def _dropout(channels, call, x):
     shape = getattr(call.layer, "noise_shape", None)
     if shape is not None:
-        # An axis whose size the layer was told is not cut.
+        # An axis whose size is an argument of the layer is not cut.
         free = [axis for axis, size in enumerate(shape) if size in (None, 1)]
         channels.only(x, free, f"has its size told to {call.layer.name!r}")
     return x
@@ -158,7 +163,7 @@ def _group_norm(channels, call, x, *masks):
 
 
 def _same_places(channels: Channels, numbers: Numbers, groups: int) -> None:
-    """Have all groups lose the same places, so that they stay of one size."""
+    """Make all groups lose the same positions, so that they keep equal sizes."""
     first, *rest = numbers.reshape(groups, -1)
     for group in rest:
         channels.join(first, group)
@@ -185,7 +190,7 @@ def _dense(channels, call, x):
     out = channels.new(call.layer.units)
     channels.cut(call.layer.kernel, {0: x[-1], 1: out}, units=1)
     _outputs(channels, call, "units", out)
-    # It works along the last axis; channels along others are handed on.
+    # The layer works along the last axis; channels along other axes pass through.
     return _activated(channels, call.layer, _with(x, -1, out))
 
 

@@ -1,7 +1,7 @@
 """The channels of a model, followed from layer to layer by the rules for each kind.
 
-A rule takes the channels, a call and what lies along the axes of its inputs, and
-returns that of its output (or of its outputs, as a list), or None where it cannot tell.
+A rule receives the channels, a call and what lies along the axes of its inputs, and
+returns the same for its output (or a list for several outputs), or None if it cannot.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _R = TypeVar("_R", bound=Rule)
 
 
 def rule(*kinds: type | str) -> Callable[[_R], _R]:
-    """Registers a rule for layers by their class, or for operations by their name."""
+    """Register a rule for layers by their class, or for operations by their name."""
 
     def register(function: _R) -> _R:
         for kind in kinds:
@@ -62,7 +62,7 @@ def trace(model: keras.Model, closed: dict[str, str] | None = None) -> Channels:
         for edge, out in zip(call.outputs, outs, strict=True):
             lays[id(edge)] = out
     for x, edge in graph.entries:
-        # A model that is used twice takes in channels alike.
+        # A model that is used twice must have the same input channels each time.
         before = channels.entries.setdefault(id(x), lay(edge))
         met = tuple(map(channels.meet, before, lay(edge)))
         channels.entries[id(x)] = met
@@ -103,7 +103,7 @@ def follow(
 def rule_of(layer: Any) -> Rule | None:
     """The rule for a layer or an operation; None for one that is not known.
 
-    What a class of the user's does is not known, whatever it derives from.
+    A user's class has no rule, whatever class it derives from.
     """
     kind = type(layer)
     if kind.__module__.split(".")[0] not in ("keras", "keras_trainkit"):

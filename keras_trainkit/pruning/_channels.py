@@ -1,4 +1,4 @@
-"""Structured pruning: channels that really go away."""
+"""Structured pruning: remove whole channels."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Cost:
         parameters: Number of weights.
         flops: Floating-point operations of one row's pass, two for each product with a
             weight.
-        latency: Median seconds of a pass; None where it was not measured.
+        latency: Median seconds of a pass; None if it was not measured.
     """
 
     parameters: int
@@ -53,7 +53,7 @@ class Cost:
 
 @dataclass(frozen=True, repr=False)
 class ShrinkResult(Report):
-    """A model with fewer channels, and what that changed.
+    """The result of `prune_channels`: the smaller model, and what changed.
 
     Attributes:
         model: The smaller model, plain layers throughout, not compiled.
@@ -115,22 +115,22 @@ def prune_channels(
 ) -> ShrinkResult:
     """Copy a model without its least important units, filters and attention heads.
 
-    With a channel goes everything that depends on it: the weights that read it in the
-    layers behind, its bias, its normalization, the channels that an Add brings together
-    with it, its place in a Concatenate or behind a Flatten. Layers made of layers, such
-    as a residual block of your own, are opened up if their `call` can be traced (not
-    where a layer itself is given in `exclude` or `ratio`, or the importance is
-    `"taylor"` or a function). What cannot be cut is left whole and listed. Train the
-    result for a few epochs: it is smaller and faster everywhere, and its accuracy has
-    suffered.
+    Everything that depends on a channel is removed with it: the weights that read it in
+    later layers, its bias, its normalization, the channels that an Add combines with
+    it, its position in a Concatenate or after a Flatten. Layers made of layers, such as
+    your own residual block, are opened up if their `call` can be traced (unless
+    `exclude` or `ratio` contains a layer itself, or the importance is `"taylor"` or a
+    function). What cannot be cut is left whole and listed. Train the result for a few
+    epochs: it is smaller and faster everywhere, but has lost accuracy.
 
     Args:
         model: A built Sequential or Functional model; it is not changed.
-        ratio: How much to take away, a fraction in `[0, 1)` of what `target` says; or
-            one for each selector (a layer, a type, a function of a layer, or a regular
-            expression that matches the whole of its name or path), of which the first
-            that fits a layer counts. Layers that none fits stay, unless their channels
-            go with those of another layer; of several ratios the smallest is taken.
+        ratio: How much to remove, a fraction in `[0, 1)` of `target`; or a dict with a
+            fraction for each selector (a layer, a type, a function of a layer, or a
+            regular expression that matches the whole of its name or path), where the
+            first that matches a layer counts. Layers that none matches are not cut,
+            unless their channels depend on those of another layer. If channels of
+            several layers depend on each other, the smallest ratio counts.
         importance: How channels are ranked: `"l1"` or `"l2"`, the norm of their
             weights over the layer's mean; `"group_l2"`, the 2-norm of all weights that
             go with them, those of the layers behind and of normalizations too;
@@ -138,16 +138,16 @@ def prune_channels(
             channels without one are left whole; `"taylor"`, the squared sum of weight
             times gradient for a batch `x`, `y`; `"random"`. Or a function from a layer
             to a number for each of its units (heads, for attention), or to None;
-            where the units of several layers go together, their mean counts, and where
-            there is none they stay.
-        target: `"channels"`, `"parameters"` or `"flops"`: what falls by `ratio`; with
-            the last two by no less, unless `min_keep` forbids it.
+            if the units of several layers depend on each other, the mean counts; units
+            without a number are kept.
+        target: `"channels"`, `"parameters"` or `"flops"`: the quantity to reduce by
+            `ratio`; for the last two by at least that, unless `min_keep` prevents it.
         scope: `"layer"`: the same fraction everywhere; `"global"`: the least important
             of the whole model.
         round_to: Channels are left in multiples of this (8 is good for most hardware).
-        min_keep: Smallest fraction of the channels of a layer that is left, in
-            `(0, 1]`; one always is.
-        exclude: Layers whose own units stay, as in `MagnitudePruning`.
+        min_keep: Smallest fraction of the channels of a layer to keep, in `(0, 1]`; at
+            least one is always kept.
+        exclude: Layers whose own units are not cut, as in `MagnitudePruning`.
         x: For `"taylor"`: a batch of inputs of a compiled model.
         y: Its targets.
         seed: For `"random"`.

@@ -1,4 +1,4 @@
-"""How much a channel matters."""
+"""The importance of channels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ def score(
     y: Any,
     seed: Any,
 ) -> Scores:
-    """A number for each channel that has weights of its own.
+    """Return the importance of each channel that has its own weights.
 
     Args:
         model: The model.

@@ -32,49 +32,49 @@ _REMEDY = "`MagnitudePruning` prunes what `model.optimizer` trains"
 
 
 class MagnitudePruning(keras.callbacks.Callback):
-    """Set the smallest weights to zero during `fit`, step by step, and keep them there.
+    """Gradual magnitude pruning: set the smallest weights to zero during `fit`.
 
     Every `frequency` steps, and at `end_step`, the entries of each kernel with the
     smallest magnitudes are set to zero, as many as the schedule says; after each step
-    in between, those that were zero are zero again. All of it happens in the compiled
+    in between, pruned entries are reset to zero. All of this happens in the compiled
     step. The kernels are those of Dense, EinsumDense, convolutions of every kind,
-    attention, embeddings and recurrent layers; biases and normalization stay.
+    attention, embeddings and recurrent layers; biases and normalization are not pruned.
 
-    Nothing wraps the layers, and the saved file is that of the model without pruning:
-    an entry that is zero is one that is pruned, and those that are not pruned are kept
-    from being exactly zero by the smallest number there is. So the masks survive a
-    resume with the weights, and the step with `optimizer.iterations`.
+    The layers are not wrapped, and the saved file is a plain model: an entry is pruned
+    if it is zero. Entries that are not pruned are kept from being exactly zero by a
+    tiny number. The masks therefore survive a resume with the weights, and the step
+    with `optimizer.iterations`.
 
-    As in TF-MOT, step `t` is the `t`-th batch, which finds its masks before its pass;
-    with `begin_step=0` the first batch is pruned too. Where the optimizer has made
-    steps before, they count; but where the weights have not the sparsity that the
-    schedule gives there, the schedule starts at the first step of this fit. A pruned
-    weight is zero for the pass and gets its gradient, so that an update that raises it
-    over others at a pruning step brings it back.
+    As in TF-MOT, step `t` is the `t`-th batch, whose masks are computed before its
+    forward pass; with `begin_step=0` the first batch is pruned too. Earlier steps of
+    the optimizer count, unless the weights do not have the sparsity that the schedule
+    has at that step: then the schedule starts at the first step of this fit. A pruned
+    weight is zero in the forward pass but gets its gradient, so an update at a pruning
+    step that raises it above others brings it back.
 
-    Where `EarlyStopping(restore_best_weights=True)` puts weights back at the end that
-    were not pruned to the final sparsity, they are, and a warning says so; give it a
+    If `EarlyStopping(restore_best_weights=True)` restores weights that were not pruned
+    to the final sparsity, they are pruned again, with a warning; give it a
     `start_from_epoch` after `end_step`.
 
-    With `OneCycle` and the like it goes in any order; what trains must stay the same
-    from the first epoch to the last, so that `GradualUnfreezing` needs a fit of its
-    own, before.
+    It can be combined with `OneCycle` and similar callbacks in any order. The set of
+    trainable weights must stay the same throughout the fit, so use `GradualUnfreezing`
+    in an earlier fit.
 
     Args:
-        sparsity: Fraction of the entries of each kernel to set to zero in the end, in
+        sparsity: Final fraction of the entries of each kernel to set to zero, in
             `[0, 1)`; the number pruned is `size - max(round(size (1 - s)), 1)`. Or a
             dict from selectors to fractions, where the first that matches a layer
-            counts, and layers that none means are left alone.
+            counts, and layers that none matches are not pruned.
         begin_step: The first step that prunes.
-        end_step: The last step that prunes. Can be left out with a `schedule` of your
-            own, or with `"constant"`, which then prunes once.
-        frequency: Steps from one pruning to the next.
-        scope: `"layer"`: each kernel has this sparsity; `"global"`: all together have,
-            with their entries ranked in one list.
-        pattern: None; `"2:4"` or any `"N:M"`, for at most N entries that are not zero
-            of M in a row along a unit's inputs, all from `begin_step` on; or blocks
-            such as `"4x1"` (inputs by units) that stay or go as one. The N:M of a
-            depthwise kernel are counted along its channels, as hardware reads it.
+        end_step: The last step that prunes. Optional with your own `schedule`, or with
+            `"constant"`, which then prunes once.
+        frequency: Number of steps between prunings.
+        scope: `"layer"`: each kernel has this sparsity; `"global"`: all kernels
+            together have it, with their entries ranked in one list.
+        pattern: None; `"2:4"` or any `"N:M"`, for at most N nonzero entries out of M in
+            a row along a unit's inputs, all from `begin_step` on; or blocks such as
+            `"4x1"` (inputs by units) that are pruned as a whole. In a depthwise kernel,
+            N:M is counted along its channels, as hardware reads it.
         block_pooling: What ranks a block: `"avg"`, the mean of its magnitudes, or
             `"max"`, the largest.
         schedule: `"polynomial"` (from 0), `"constant"`, or a `PolynomialSparsity` or
@@ -83,12 +83,12 @@ class MagnitudePruning(keras.callbacks.Callback):
             matches the whole of a layer's name or path, a function of a layer, or a
             list of these. By default everything.
         exclude: What not to prune, in the same ways.
-        rewind_to: Lottery tickets: at the end of the fit the weights that are left, and
-            the biases and everything else, go back to what they were after this step.
+        rewind_to: Lottery tickets: at the end of the fit the remaining weights, the
+            biases and everything else are reset to their values after this step.
 
     Raises:
         ValueError: If an argument is wrong; in `fit`, before the first step, if
-            `end_step` lies beyond its end, or another callback freezes layers.
+            `end_step` is after its end, or another callback freezes layers.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -132,7 +132,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             check_integer("rewind_to", rewind_to, minimum=0)
             if rewind_to > self._template.end_step:
                 reject("rewind_to", rewind_to, f"<= end_step={self._template.end_step}")
-        # Without a ticket nothing here looks at the batches: Keras need not wait.
+        # Without a ticket the batches are not used, so Keras need not wait.
         self.async_safe = rewind_to is None
         choices = (sparsity, scope, pattern, schedule, begin_step, end_step, frequency)
         self._choices = tuple(
@@ -144,7 +144,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._start = 0
         self._ticket: list[np.ndarray] | None = None
         self._rewound: list[np.ndarray] = []
-        # Whether the last fit has made its final sparsity.
+        # Whether the last fit has reached its final sparsity.
         self._through = False
 
     def set_params(self, params: dict[str, Any] | None) -> None:
@@ -153,20 +153,20 @@ class MagnitudePruning(keras.callbacks.Callback):
         fit_scope.make_room(self.model, self)
         self._targets, self._ticket, self._start = None, None, 0
         self._through = False
-        # All that the callbacks mean to train in this fit, sooner or later.
+        # All layers that the callbacks will train at some point of this fit.
         self._trained = self.model.trainable_variables
         self._check_length(batches_seen(self.model), self.params["epochs"])
         optimizer = core_optimizer(self.model)
 
         def undo():
-            # Of two callbacks the first takes both patches off.
+            # If there are two callbacks, the first one removes both patches.
             vars(optimizer).pop("apply", None)
 
         fit_scope.enter(self.model, self, undo, key=self._choices)
         watch_first_step(self.model, "optimizer", _REMEDY)
 
     def on_train_begin(self, logs=None):
-        # `EarlyStopping` puts weights back when the training ends, wherever it is.
+        # `EarlyStopping` restores weights when the training ends, wherever it is.
         last = keras.callbacks.LambdaCallback(on_train_end=self._check_end)
         fit = Fit(self)
         if not any(
@@ -195,7 +195,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         if self._targets is None:
             return
         for kernel in self._targets.kernels:
-            # A product with a mask may leave -0.0, which takes more room in a file.
+            # A product with a mask may give -0.0, which compresses worse.
             kernel.variable.assign(kernel.variable + 0.0)
         done = batches_seen(self.model) - self._start
         if done < self._template.end_step:
@@ -211,7 +211,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._through = True
 
     def _check_end(self, logs=None) -> None:
-        """Make sure that no other callback undid it when the training ended."""
+        """Make sure that no other callback undid the pruning at the end."""
         through, self._through = self._through, False
         if not through or self._targets is None:
             return
@@ -221,7 +221,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             self.model.set_weights(self._rewound)
 
     def _check_sparsity(self, targets: Targets) -> None:
-        """Prune again if the weights are others than those that were pruned."""
+        """Prune again if the weights are not the ones that were pruned."""
         if targets.have(self._sparsities(targets, self._template.end_step)):
             return
         variables = [kernel.variable for kernel in targets.kernels]
@@ -248,7 +248,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._targets = targets
         variables = [kernel.variable for kernel in targets.kernels]
         done = seen - self._start
-        # There is no batch 0: what is due there is due before the first.
+        # There is no batch 0: a pruning due there happens before the first batch.
         for step in range(done + (done > 0), done + 2):
             if self._is_due(step):
                 masks = self._find_masks(targets, step, nonzero(variables))
@@ -294,7 +294,7 @@ class MagnitudePruning(keras.callbacks.Callback):
             )
 
     def _sparsities(self, targets: Targets, step) -> list[Any]:
-        """The sparsity of each kernel at a step."""
+        """Return the sparsity of each kernel at a step."""
         schedules = {
             final: type(self._template).from_config(
                 {**self._template.get_config(), "final": final}

@@ -1,7 +1,7 @@
-"""Which entries of a kernel stay: by magnitude, in blocks, or N of every M.
+"""Masks of the entries of a kernel to keep: by magnitude, in blocks, or N of every M.
 
-Of equal magnitudes those that come first go first. Everything here can run in a
-compiled step, where the sparsity is not known before.
+Of equal magnitudes, the first entries are pruned first. Everything here can run in a
+compiled step, where the sparsity is a tensor.
 """
 
 import math
@@ -89,7 +89,7 @@ def masks(
     pattern: Pattern,
     together: bool,
 ) -> list[Tensor]:
-    """The entries of each kernel that stay, as booleans.
+    """Return the entries of each kernel to keep, as booleans.
 
     Args:
         kernels: The kernels.
@@ -169,7 +169,7 @@ def _num_kept(size: int, sparsity) -> Tensor:
 
 
 def _largest(scores: Tensor, sparsity: Tensor) -> Tensor:
-    """Marks the largest of a vector, those that come last where some are equal."""
+    """Mark the largest entries of a vector; of equal ones, the last."""
     size = int(scores.shape[0])
     pruned = size - _num_kept(size, sparsity)
     threshold = _smallest(scores, pruned)
@@ -181,10 +181,11 @@ def _largest(scores: Tensor, sparsity: Tensor) -> Tensor:
 
 
 def _smallest(scores: Tensor, rank: Tensor) -> Tensor:
-    """The entry of a vector without negative ones that `rank` others are below.
+    """Return the entry of a non-negative vector that is greater than `rank` others.
 
-    As integers such floats have the same order: the bits of the one sought are found
-    from the highest down by counting, in a tenth of the time of a sort.
+    The bits of non-negative floats, read as integers, have the same order: the bits of
+    the entry are found from the highest down by counting, in a tenth of the time of a
+    sort.
     """
     if keras.backend.standardize_dtype(scores.dtype) == "float64":
         return ops.take(ops.sort(scores), rank)
@@ -222,7 +223,7 @@ def _block_scores(magnitudes: Tensor, blocks: Blocks) -> Tensor:
     if blocks.height == blocks.width == 1:
         return magnitudes
     if blocks.pooling == "max":
-        # The zeros that fill a block up are no larger than any magnitude.
+        # The zeros that pad a block are no larger than any magnitude.
         return ops.max(_in_blocks(magnitudes, blocks), axis=(1, 3))
     return _block_means(magnitudes, blocks)
 

@@ -1,4 +1,4 @@
-"""Pruning at one go, without training."""
+"""Prune a model in one step, without training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +29,7 @@ def prune_once(
         model: A built Sequential or Functional model; it is not changed.
         sparsity: Fraction of the entries of each kernel to set to zero, in `[0, 1)`, or
             a dict from selectors to fractions, as in `MagnitudePruning`. One entry
-            always stays. Of equal magnitudes, those that come first go first.
+            is always kept. Of equal magnitudes, the first entries are pruned first.
         scope: `"layer"`, or `"global"` to rank the entries of all kernels together.
         pattern: None, `"N:M"` or a block such as `"4x1"`, as in `MagnitudePruning`.
         block_pooling: What ranks a block, `"avg"` or `"max"`, as there.

@@ -1,4 +1,4 @@
-"""The zeros of a model, counted."""
+"""Count the zeros of a model."""
 
 import gzip
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class LayerSparsity:
         parameters: Number of entries.
         nonzeros: Number of entries that are not zero.
         gzip_bytes: Its size after gzip.
-        pattern: Whether it keeps to the pattern that was asked for; None if none was.
+        pattern: Whether it follows the requested pattern; None if there is none.
     """
 
     path: str
@@ -87,14 +87,14 @@ def sparsity_report(model: keras.Model, pattern: str | None = None) -> SparsityR
     Args:
         model: A built model.
         pattern: An `"N:M"` or a block such as `"4x1"`, as in `MagnitudePruning`: the
-            report then says of each kernel whether it keeps to it. Blocks are kept to
-            where each is all zero or has no zero.
+            report then says for each kernel whether it follows the pattern. It follows
+            a block pattern if each block is all zero or has no zero.
 
     Returns:
         A `SparsityReport`.
 
     Raises:
-        ValueError: If the pattern is none.
+        ValueError: If the pattern is invalid.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt

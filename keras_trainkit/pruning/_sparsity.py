@@ -1,4 +1,4 @@
-"""How much of a kernel is pruned, as a function of the step."""
+"""Sparsity schedules: the pruned fraction as a function of the step."""
 
 import keras
 from keras import ops
@@ -11,7 +11,7 @@ _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 
 class Sparsity(keras.optimizers.schedules.LearningRateSchedule):
-    """What the sparsity schedules share.
+    """Base class of the sparsity schedules.
 
     Args:
         final: Sparsity from `end_step` on, a fraction of the entries in `[0, 1)`.
@@ -34,7 +34,7 @@ class Sparsity(keras.optimizers.schedules.LearningRateSchedule):
 
 @_register
 class PolynomialSparsity(Sparsity):
-    """Sparsity that rises fast at first and slower as fewer weights are left.
+    """Polynomial sparsity: rises fast at first, and slower as fewer weights are left.
 
     `s(t) = final + (initial - final) (1 - (t - begin_step) / (end_step -
     begin_step))^power`, with the fraction kept within `[0, 1]`.
@@ -87,7 +87,7 @@ class PolynomialSparsity(Sparsity):
 
 @_register
 class ConstantSparsity(Sparsity):
-    """The same sparsity at every step that prunes.
+    """Constant sparsity: the same at every step that prunes.
 
     `s(t) = final` from `begin_step` on, 0 before.
 

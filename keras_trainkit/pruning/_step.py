@@ -30,7 +30,7 @@ def with_pruning(
         is_due: Whether a step prunes, before its pass.
         find_masks: From a step and the kernels' values to the entries that stay.
     """
-    # Another callback may prune other kernels.
+    # A second callback may prune other kernels.
     inner = vars(optimizer).get("apply")
     find = as_one_op(find_masks)
     averages = moving_averages(optimizer)
@@ -39,7 +39,7 @@ def with_pruning(
     masks = []
     if not _on_jax():
         masks = [keras.Variable(_alive(v, True), trainable=False) for v in variables]
-    # Nothing but clipping makes a weight zero that is not pruned.
+    # Only clipping can set a weight to zero that is not pruned.
     clips = _on_jax() or isinstance(optimizer, keras.optimizers.Ftrl)
     clipped = [clips or variable.constraint is not None for variable in variables]
 
@@ -81,7 +81,7 @@ def with_pruning(
 def _check_all_trained(variables, trained) -> None:
     """Raise if the training step updates some of the pruned kernels elsewhere.
 
-    That may be by another optimizer, which would let them grow again.
+    Another optimizer may do that, and the zeros would be lost.
     """
     known = {id(variable) for variable in trained or variables}
     others = [variable.path for variable in variables if id(variable) not in known]
@@ -91,7 +91,7 @@ def _check_all_trained(variables, trained) -> None:
 
 
 def _alive(variable: keras.Variable, everything: Any) -> Tensor:
-    """The entries that are not zero, or all."""
+    """Return the entries that are not zero, or all."""
     alive = ops.not_equal(variable, 0) | everything
     # Either is the faster on its backend: XLA fuses what TensorFlow does one by one.
     return alive if _on_jax() else ops.cast(alive, variable.dtype)
@@ -106,7 +106,7 @@ def _masked(value: Tensor, mask: Tensor) -> Tensor:
 
 
 def nonzero(variables: list[keras.Variable]) -> list[Tensor]:
-    """The values of variables, where they are zero the smallest number that lasts."""
+    """Return the values of variables, with zeros replaced by a tiny number."""
     return [_nonzero(variable) for variable in variables]
 
 
@@ -117,8 +117,8 @@ def assign_masked(variables: list[keras.Variable], masks: list[Tensor]) -> None:
 
 
 def _nonzero(variable: Any) -> Tensor:
-    # A normal number, far below any weight and far above underflow by weight decay;
-    # float16 has only denormal ones.
+    # A normal number, far below any weight, but large enough not to underflow by weight
+    # decay; in float16 only denormal numbers are small enough.
     value = ops.convert_to_tensor(variable)
     dtype = keras.backend.standardize_dtype(value.dtype)
     tiny = ops.cast(6e-8 if dtype == "float16" else 1e-30, dtype)

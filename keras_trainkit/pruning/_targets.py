@@ -1,4 +1,4 @@
-"""Which kernels of a model are pruned, and how far."""
+"""The kernels of a model to prune, and their sparsities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ from keras_trainkit.pruning._masks import (
 
 @dataclass(frozen=True)
 class Rule:
-    """What the arguments that all ways of pruning share say.
+    """The arguments that all ways of pruning share, parsed.
 
     Attributes:
         sparsity: The fraction of the entries to prune, or one for each selector.
         scope: Whether kernels are ranked each for itself or all together.
         pattern: What is pruned as one.
-        include: What is pruned; everything if empty.
-        exclude: What is not.
+        include: What to prune; everything if empty.
+        exclude: What not to prune.
     """
 
     sparsity: float | Mapping[Selector, float]

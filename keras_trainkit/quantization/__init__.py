@@ -1,4 +1,4 @@
-"""Models that train as they will run in int8, and kernels with few distinct values."""
+"""Quantization-aware training and weight clustering."""
 
 from keras_trainkit.quantization._clustering import Clustering as Clustering
 from keras_trainkit.quantization._quantize_aware import kept_float as kept_float

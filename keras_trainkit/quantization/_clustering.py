@@ -31,13 +31,13 @@ _EXPECTED = "a built model with trainable kernels to cluster"
 
 
 class Clustering(keras.callbacks.Callback):
-    """Train kernels that have at most `num_clusters` distinct values each.
+    """Weight clustering: train kernels with at most `num_clusters` distinct values.
 
     Before the first step the entries of each kernel are clustered by k-means and set
     to the means of their clusters. In the fit each centroid moves by the mean of the
     updates of its members, in the compiled step; which entry belongs to which cluster
     stays the same for the fit. A kernel that has few enough distinct values already
-    keeps its clusters, so that a second or resumed fit goes on with those of the first.
+    keeps its clusters, so a second or resumed fit continues with those of the first.
 
     Nothing wraps the layers, and the saved file is that of the model without clusters;
     `kt.pruning.sparsity_report(model).gzip_bytes` is its size after gzip. Biases and

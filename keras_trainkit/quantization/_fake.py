@@ -36,7 +36,7 @@ def fake_quantize_kernel(kernel: Any, axes: tuple[int, ...], bits: int) -> Tenso
 
 
 class Range(keras.layers.Layer):
-    """Rounds activations to a grid between moving averages of their minima and maxima.
+    """Round activations to a grid between moving averages of their minima and maxima.
 
     In training each batch moves the averages. A model that has not been trained since
     has no ranges, and leaves values as they are.

@@ -1,4 +1,4 @@
-"""What each type of layers is to int8 arithmetic, and why some stay float."""
+"""How each type of layer is quantized to int8, and why some stay float."""
 
 import math
 from typing import Any

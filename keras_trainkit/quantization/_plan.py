@@ -1,4 +1,4 @@
-"""Where ranges go: which layers round their inputs, and which their outputs."""
+"""Plan which layers round their inputs, and which their outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

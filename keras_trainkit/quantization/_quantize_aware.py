@@ -1,4 +1,4 @@
-"""Models that train as they will run in int8."""
+"""Quantization-aware training: models that train with the rounding of int8."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +40,7 @@ def quantize_aware(
     Layers that are made of layers, MultiHeadAttention among them, become models of
     their parts, where Keras can trace them and they do the same in training.
 
-    What cannot be quantized stays as it is; `kt.quantization.kept_float` lists it.
+    Layers that cannot be quantized stay float; `kt.quantization.kept_float` lists them.
 
     Args:
         model: A built Sequential or Functional model, with nested models and shared
@@ -123,7 +123,7 @@ def quantize_aware(
 
 
 def strip(model: keras.Model) -> keras.Model:
-    """The plain float model inside one that `quantize_aware` made.
+    """Return the plain float model inside one that `quantize_aware` made.
 
     Args:
         model: The model.
@@ -159,7 +159,7 @@ def strip(model: keras.Model) -> keras.Model:
 
 
 def kept_float(model: keras.Model) -> dict[str, str]:
-    """What a quantized model computes in float, with the reason.
+    """List what a quantized model computes in float, with the reasons.
 
     Args:
         model: A model that `quantize_aware` made; or a plain one, for what would stay
