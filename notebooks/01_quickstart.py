@@ -2,7 +2,7 @@
 # # Quickstart
 #
 # The whole path on scikit-learn's handwritten digits, in a minute: find the learning
-# rate, train on one cycle, look at what the model is not sure of, fine-tune it for
+# rate, train on one cycle, see where the model is uncertain, fine-tune it for
 # another task, and export it.
 #
 # To run it: `python notebooks/build.py 01`, on any backend.
@@ -44,7 +44,7 @@ model.summary()
 # ## Find the learning rate
 #
 # The range test raises the rate from step to step and reads the loss of each batch. The
-# model, its optimizer and the random state are as before afterwards.
+# model, its optimizer and the random state are left unchanged.
 
 # %%
 found = kt.find_lr(model, *data.train)
@@ -55,7 +55,7 @@ plt.gcf().set_size_inches(7, 3.5)
 # %% [markdown]
 # ## Train on one cycle
 #
-# The rate rises to its peak and falls to almost nothing, the momentum goes the other
+# The rate rises to its peak and falls to almost zero, while the momentum goes the other
 # way; both change from step to step inside the compiled training step.
 
 # %%
@@ -76,10 +76,10 @@ right.set_xlabel("epoch")
 figure.tight_layout()
 
 # %% [markdown]
-# ## How sure is it?
+# ## How certain is it?
 #
-# A hundred predictions with the dropout on. Where they disagree the model does not
-# know; where all of them hesitate the image is ambiguous.
+# A hundred predictions with active dropout. If they disagree, the model does not
+# know; if all of them are uncertain, the image is ambiguous.
 
 # %%
 mc = kt.uncertainty.mc_predict(model, data.x_test, num_samples=100, seed=0)
@@ -95,7 +95,7 @@ figure = kt.plots.uncertain_images(
 # ## Another task
 #
 # A model for the digits below five, and a new head for whether a digit is even, with
-# forty examples: first the head is trained, then everything, with a rate that falls
+# forty examples: first the head is trained, then everything, at rates that decrease
 # from the head down.
 
 # %%
@@ -128,12 +128,12 @@ print(f"even or odd, by forty examples: test accuracy {accuracy:.3f}")
 # %% [markdown]
 # ## Search
 #
-# `kt.models.hypermodel` makes a preset a search space for
+# `kt.models.hypermodel` turns a preset into a search space for
 # [KerasTuner](https://keras.io/keras_tuner), each trial on one cycle of its own. To
 # search with several machines, start the same script on each with KerasTuner's
 # environment variables: on the chief `KERASTUNER_TUNER_ID=chief`, on the others
 # `tuner0`, `tuner1`, …, and on all of them `KERASTUNER_ORACLE_IP` and
-# `KERASTUNER_ORACLE_PORT` of the chief, with a `directory` that all of them see.
+# `KERASTUNER_ORACLE_PORT` of the chief, with a `directory` that all of them share.
 
 # %%
 import keras_tuner

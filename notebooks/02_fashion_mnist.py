@@ -151,7 +151,7 @@ axis.legend()
 figure.tight_layout()
 
 # %% [markdown]
-# ## Batch normalization, behind the activation or in front of it
+# ## Batch normalization, after the activation or before it
 
 # %%
 norms = Table()
@@ -246,7 +246,7 @@ figure.tight_layout()
 # %% [markdown]
 # ## Regularization
 #
-# Twenty-five epochs on one cycle, which are enough to overfit without.
+# Twenty-five epochs on one cycle, enough to overfit without regularization.
 
 # %%
 regularized = Table()
@@ -282,7 +282,7 @@ regularized
 
 # %% [markdown]
 # Dropout narrows the gap to the training accuracy the most, L1 and L2 of this strength
-# hardly; what they gain in validation accuracy is within the spread.
+# hardly do; the gain in validation accuracy is within the spread.
 #
 # ### Alpha dropout and MC dropout
 #
@@ -326,15 +326,15 @@ alpha.add(
 alpha
 
 # %% [markdown]
-# The mean of a hundred predictions is as accurate as one without dropout, no better. It
-# is good for the uncertainty, in the [notebook about that](04_uncertainty.ipynb).
+# The mean of a hundred predictions is as accurate as one without dropout, not more. It
+# is useful for the uncertainty: see the [notebook about it](04_uncertainty.ipynb).
 #
 # ## Transfer
 #
 # Model A learns eight of the classes; the task is to tell the other two, sandals from
-# shirts, by 200 images. The book reports an error that drops from 2.9% to 0.7% thanks
+# shirts, from 200 images. The book reports an error that drops from 2.9% to 0.7% thanks
 # to A's layers, and admits that it tried many splits until one looked good. Here are
-# five draws of the 200 images and of the initial weights, none left out; the accuracy
+# five draws of the 200 images and of the initial weights, all shown; the accuracy
 # is that on the 2,000 test images of the two classes.
 
 # %%
@@ -417,8 +417,8 @@ for name, scores in ways.items():
 transfer
 
 # %% [markdown]
-# A's layers help, by half a point and not by two: a network from scratch is better than
-# the book's, thanks to the cycle.
+# A's layers help by half a point, not by two: a network from scratch is better than
+# the book's, perhaps thanks to the cycle.
 #
 # ### Pretraining without labels
 #

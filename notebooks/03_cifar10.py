@@ -99,8 +99,8 @@ for axis, (name, options) in zip(axes, NETWORKS.items(), strict=True):
 figure.tight_layout()
 
 # %% [markdown]
-# A range test sees the first few hundred steps; which rate is the best in the long
-# run, trainings tell. Each network is trained on one seed, as below, at the finder's
+# A range test sees only the first few hundred steps; which rate is best in the long
+# run, trainings show. Each network is trained on one seed, as below, at the finder's
 # `suggestion`, at a quarter and half of it, and at twice and four times as much.
 
 
@@ -228,8 +228,8 @@ for name, options in NETWORKS.items():
     cycles.add(f"{name}, 1cycle", runs[name, "1cycle"], epochs(15), published)
 
 # %% [markdown]
-# What is left then is overfitting. Against it: the images flipped at random, a little
-# dropout, and the longer cycle that these make worth while.
+# What remains is overfitting. Against it: the images flipped at random, a little
+# dropout, and the longer cycle that these make worthwhile.
 
 # %%
 augmented = {
@@ -270,7 +270,7 @@ axis.legend()
 figure.tight_layout()
 
 # %% [markdown]
-# On the test set, which nothing was chosen by:
+# On the test set, on which nothing was chosen:
 
 # %%
 final = Table("published (validation)")
@@ -286,10 +286,10 @@ final
 # %% [markdown]
 # ## ResNet-20
 #
-# Convolutions are what these images want. `cifar10_resnet.py` trains the ResNets of He
+# Convolutions suit these images better. `cifar10_resnet.py` trains the ResNets of He
 # et al. (2015) with flips and shifts, on one cycle or on the piecewise schedule of the
-# paper; on a processor without an accelerator a few epochs of the smallest are what one
-# has the time for. (This one was busy with other things, too: its times say nothing.)
+# paper; on a CPU there is only time for a few epochs of the smallest.
+# (This CPU was busy with other things, too, so its times mean nothing.)
 
 # %%
 command = [sys.executable, "cifar10_resnet.py", "--depth", "8" if QUICK else "20"]

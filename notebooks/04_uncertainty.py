@@ -1,8 +1,8 @@
 # %% [markdown]
 # # How sure is the model?
 #
-# Calibration, Monte Carlo dropout, and knowing what one does not know, on
-# Fashion-MNIST with a perceptron that has dropout behind each hidden layer. Everything
+# Calibration, Monte Carlo dropout, and out-of-distribution inputs, on
+# Fashion-MNIST with a perceptron that has dropout after each hidden layer. Everything
 # is measured on the 10,000 test images, for three seeds; the temperature is chosen on
 # 5,000 validation images.
 #
@@ -45,12 +45,12 @@ runs = train(
 # ## Calibration
 #
 # Of the images that a calibrated model calls shirts with a probability of 0.7, seven of
-# ten are shirts. The expected calibration error (ECE) says how far off it is. Dividing
-# the logits by a temperature that the validation images like best repairs it, and
-# leaves the accuracy alone. The mean of Monte Carlo samples is less sure than the
-# softmax. This softmax is too sure by about as much, so here the mean calibrates as
-# well as the temperature does. Where the softmax is not too sure, the mean is less
-# certain than it should be: see the guide, `docs/uncertainty.md`.
+# ten are shirts. The expected calibration error (ECE) measures the deviation. Dividing
+# the logits by the temperature with the lowest validation loss corrects it, and
+# does not change the accuracy. The mean of Monte Carlo samples is less confident than
+# the softmax. This one is overconfident by about as much, so here the mean calibrates
+# as well as the temperature. If the softmax is not overconfident, the mean is less
+# confident than it should be: see the guide, `docs/uncertainty.md`.
 
 # %%
 u = kt.uncertainty
@@ -118,12 +118,12 @@ for axis, (name, p) in zip(
 figure.tight_layout()
 
 # %% [markdown]
-# ## What it does not know
+# ## Out-of-distribution inputs
 #
-# The predictive entropy is all the uncertainty; the mutual information is the part that
-# comes from the model's ignorance. Handwritten digits, resized, are no clothes: how
-# well does each measure tell them from the test images? (Area under the ROC curve; 0.5
-# is a guess.)
+# The predictive entropy is the total uncertainty; the mutual information is the part
+# due to the model's lack of knowledge. Resized handwritten digits are not clothes: how
+# well does each measure separate them from the test images? (Area under the ROC curve;
+# 0.5 is chance.)
 
 # %%
 digits = kt.datasets.load("digits", validation=0, standardize=False)
@@ -149,7 +149,7 @@ for name, values in found.items():
 
 # %% [markdown]
 # The images that the first network is least certain of, with the three likeliest
-# classes: green is the label, red what it would say.
+# classes: green is the label, red the prediction.
 
 # %%
 mc = samples[0]
@@ -162,7 +162,7 @@ figure = kt.plots.uncertain_images(
 )
 
 # %% [markdown]
-# ## Leaving the hard ones to somebody else
+# ## Rejecting the hard images
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 3))

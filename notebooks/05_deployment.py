@@ -2,7 +2,7 @@
 # # From a trained model to a small and fast file
 #
 # A convolutional network for Fashion-MNIST is optimized for inference, loses half of
-# its channels, and is quantized; a report says what each step gains and what it costs.
+# its channels, and is quantized; a report shows what each step gains and what it costs.
 #
 # To run it: `python notebooks/build.py 05`; files for LiteRT are made and run on
 # TensorFlow.
@@ -73,7 +73,7 @@ print(
 # %% [markdown]
 # ## Optimize for inference
 #
-# What is only there for training goes: each BatchNorm becomes part of the convolution
+# What only training needs is removed: each BatchNorm becomes part of the convolution
 # before it, dropout disappears, activations move into their layers. The outputs are
 # compared with the model's.
 
@@ -86,8 +86,8 @@ print([type(layer).__name__ for layer in optimized.layers])
 # %% [markdown]
 # ## Cut half of the channels
 #
-# Zeros among the weights make no file for common hardware faster; channels that are
-# gone do. The smaller network is trained for two more epochs.
+# Zeros among the weights do not make a file faster on common hardware; removing
+# channels does. The smaller network is trained for two more epochs.
 
 # %%
 result = kt.pruning.prune_channels(model, 0.5)

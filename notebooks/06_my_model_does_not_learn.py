@@ -45,7 +45,7 @@ def compiled(model, optimizer, **loss_options):
 
 
 # %% [markdown]
-# ## The output has no softmax, and the loss was not told
+# ## The output has no softmax, but the loss expects one
 #
 # The last layer gives logits, while the loss expects probabilities unless
 # `from_logits=True` is set. Nothing raises an error.
@@ -57,7 +57,7 @@ found = kt.diagnostics.check_up(no_softmax, x, y, validation)
 found
 
 # %% [markdown]
-# The first finding is the cause. Each has the figures it rests on, and a remedy to
+# The first finding is the cause. Each has the figures that show it, and a remedy to
 # paste.
 
 # %%
@@ -193,7 +193,7 @@ plt.legend(loc="lower right")
 plt.gcf().set_size_inches(7, 3.5)
 
 # %% [markdown]
-# ## In a training that runs
+# ## During training
 #
 # `kt.callbacks.Monitor` watches a `fit`, warns once for each kind of finding, and keeps
 # the batch in which the loss became NaN. Here one row has a missing value.

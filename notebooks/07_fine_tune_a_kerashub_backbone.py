@@ -112,9 +112,9 @@ plt.gcf().set_size_inches(7, 3.5)
 # %% [markdown]
 # ## Four ways, over three seeds
 #
-# Each has 200 labelled images and the same number of epochs. Pretraining is worth less
+# Each has 200 labelled images and the same number of epochs. Pretraining gains less
 # than a point here, where source and target are alike and small; a body that stays
-# frozen costs 17 points.
+# frozen costs about 17 points.
 
 
 # %%
@@ -169,8 +169,8 @@ for way in ways:
 # %% [markdown]
 # ## And further
 #
-# The fine-tuned network is a plain Keras model: its BatchNorms fold, its uncertainty
-# can be asked for, and it goes into a file.
+# The fine-tuned network is a plain Keras model: its BatchNorms can be folded, and it
+# can be exported to a file.
 
 # %%
 model = layer_by_layer()

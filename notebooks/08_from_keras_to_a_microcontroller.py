@@ -2,7 +2,7 @@
 # # From Keras to a microcontroller
 #
 # A convolutional network for Fashion-MNIST is compressed to 20 kB, gets int8 inputs and
-# outputs, and becomes a C header, as LiteRT for Microcontrollers wants it.
+# outputs, and becomes a C header for LiteRT for Microcontrollers.
 #
 # To run it: `python notebooks/build.py 08`; the files are made on TensorFlow.
 
@@ -27,7 +27,7 @@ print(conditions())
 # %% [markdown]
 # ## A network that is too large
 #
-# Microcontrollers have some hundred kB of flash and less memory.
+# Microcontrollers have a few hundred kB of flash and less memory.
 
 # %%
 model = keras.Sequential(
@@ -81,7 +81,7 @@ plt.gcf().set_size_inches(7, 3.5)
 # ## int8 in, int8 out
 #
 # The file of `compress` takes float32 images. Here is one of the same model without
-# any float: what a microcontroller reads from its camera goes in as it is.
+# any float: it takes the camera's bytes without conversion to float.
 
 # %%
 small = kt.export.optimize_for_inference(result.model)
