@@ -182,3 +182,22 @@ def test_pruned_clustered_and_quantized_in_one_fit():
         assert zero.mean() > 0.1
         np.testing.assert_array_equal(rounded[zero], 0)
         assert max(len(np.unique(unit)) for unit in rounded.T) <= 5
+
+
+def test_averages_of_the_weights_have_the_clusters():
+    model, average = mlp(), []
+
+    def follow(batch, logs):
+        new = kernel_values(model)
+        old = average[-1] if average else new
+        average.append([0.9 * a + 0.1 * b for a, b in zip(old, new, strict=True)])
+
+    seen = keras.callbacks.LambdaCallback(on_train_batch_end=follow)
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    x, y = data()
+    clustering = kt.quantization.Clustering(6)
+    model.fit(x, y, 16, 2, callbacks=[clustering, seen], verbose=0)
+    for kernel, expected in zip(kernel_values(model), average[-1], strict=True):
+        assert len(np.unique(kernel)) == 6
+        np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_choice, check_integer, reject
+from keras_trainkit._keras import moving_averages
 from keras_trainkit._model.kernels import Kernel, without_kernels
 from keras_trainkit._model.select import (
     chains,
@@ -233,16 +234,18 @@ def _shared_updates(
         counts = np.maximum(np.bincount(index, minlength=len(moves)), 1)
         weights = (moves / counts).astype("float32")
         constants.append((ops.convert_to_tensor(index), ops.convert_to_tensor(weights)))
+    # The optimizer averages what it updated, before the members share their updates.
+    averages = moving_averages(optimizer)
+    pairs = list(zip(variables, constants, strict=True))
+    pairs += [(averages[id(v)], c) for v, c in pairs if averages.get(id(v)) is not None]
 
     def apply_and_share(grads, trainable_variables=None):
         # A sum, since TensorFlow reads a variable itself only where it is used.
-        before = [ops.add(variable, 0.0) for variable in variables]
+        before = [ops.add(variable, 0.0) for variable, _ in pairs]
         # The class may be another one than when the fit began.
         apply = inner or functools.partial(type(optimizer).apply, optimizer)
         apply(grads, trainable_variables)
-        for variable, old, (index, weights) in zip(
-            variables, before, constants, strict=True
-        ):
+        for (variable, (index, weights)), old in zip(pairs, before, strict=True):
             # Means of updates, not of values: rounding would let values drift.
             update = ops.cast(ops.convert_to_tensor(variable) - old, "float32")
             sums = ops.segment_sum(
