@@ -1,4 +1,4 @@
-"""Find the batch size: how noisy the gradient is, and what a step costs."""
+"""Find the batch size from the gradient noise and the time of a step."""
 
 from keras_trainkit.batch_size._find import BatchSizeResult as BatchSizeResult
 from keras_trainkit.batch_size._find import find_batch_size as find_batch_size

@@ -21,21 +21,22 @@ _UNCERTAIN = 0.5
 
 @dataclass(frozen=True, repr=False)
 class BatchSizeResult(Report):
-    """What batch sizes cost and what they bring.
+    """The result of `find_batch_size`: cost and benefit of each batch size.
 
     Attributes:
         noise: The gradient noise at the model's present weights, a `GradientNoise`.
         batch_sizes: The sizes that were tried and fit into memory, `(sizes,)`.
         rows_per_second: Throughput of a training step at each, `(sizes,)`.
-        relative_steps: How many steps each size needs for the same progress, over what
-            endless batches would need: `1 + noise_scale / batch_size`, `(sizes,)`.
-        relative_time: Predicted time for the same progress, over that of the best,
-            `(sizes,)`; NaN where the noise scale cannot be told.
-        suggestion: The size with the lowest predicted time; None where the noise scale
-            is too uncertain.
-        rate_rule: `"linear"` or `"square root"`: how the learning rate goes with the
+        relative_steps: Number of steps that each size needs for the same progress,
+            relative to infinitely large batches: `1 + noise_scale / batch_size`,
+            `(sizes,)`.
+        relative_time: Predicted time for the same progress, relative to the best size,
+            `(sizes,)`; NaN if the noise scale cannot be estimated.
+        suggestion: The size with the lowest predicted time; None if the noise scale is
+            too uncertain.
+        rate_rule: `"linear"` or `"square root"`: how the learning rate scales with the
             batch size for the model's optimizer.
-        memory_limit: Whether a larger size was tried that memory did not hold.
+        memory_limit: Whether a larger size was tried that did not fit into memory.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -63,7 +64,7 @@ class BatchSizeResult(Report):
         return self.noise.standard_error
 
     def learning_rate(self, rate: float, old: int, new: int) -> float:
-        """The learning rate that goes with another batch size.
+        """Return the learning rate for another batch size.
 
         Args:
             rate: A good rate with batches of `old` rows.
@@ -122,12 +123,12 @@ def find_batch_size(
 ) -> BatchSizeResult:
     """Find a batch size from the noise of the gradient and the speed of a step.
 
-    Progress takes `1 + noise_scale / batch_size` times the steps that endless batches
-    would take, so far below the noise scale twice the rows take half the steps, and
-    far above it they bring nothing. Together with the measured time of a step this
-    predicts the time to a result at each size. It is a prediction for the present
-    weights: the noise scale grows along a training, so measure it after some epochs
-    too, or with `kt.callbacks.NoiseScale`. The model is as it was afterwards.
+    Progress takes `1 + noise_scale / batch_size` times the steps that infinitely large
+    batches would take: far below the noise scale, doubling the batch halves the number
+    of steps; far above it, it gains nothing. Together with the measured time of a step
+    this predicts the time to a result at each size. It is a prediction for the current
+    weights: the noise scale grows during training, so measure it after some epochs too,
+    or with `kt.callbacks.NoiseScale`. The model is left unchanged.
 
     Args:
         model: A compiled model.

@@ -1,4 +1,4 @@
-"""How many rows it takes until a batch's gradient is more signal than noise."""
+"""The gradient noise scale: the batch size at which signal and noise are equal."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """The noise of a gradient from row to row, at the weights of a moment.
+    """The gradient noise scale of a model at its current weights.
 
     Attributes:
         noise_scale: `variance / squared_norm`, in rows: with a batch of so many, half
@@ -70,16 +70,16 @@ def gradient_noise_scale(
 
     are unbiased for the squared norm of the true gradient and for the trace of the
     covariance of one row's; both are averaged over all large batches before they are
-    divided. The model is as it was afterwards.
+    divided. The model is left unchanged.
 
     Args:
         model: A compiled model.
         x: Inputs as arrays, `(rows, ...)` each.
         y: Targets as arrays, where the loss takes some.
         sample_weight: A weight for each row.
-        small_batch: Rows of a small batch. With BatchNorm take the batch size of the
-            training, since a batch's statistics are part of its gradient.
-        max_rows: How many rows to use at most; more make it more certain.
+        small_batch: Rows of a small batch. With BatchNorm use the batch size of the
+            training, because a batch's statistics are part of its gradient.
+        max_rows: The largest number of rows to use; more rows reduce the error.
         seed: Seed of the order of the rows.
 
     Returns:

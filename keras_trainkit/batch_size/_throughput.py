@@ -1,4 +1,4 @@
-"""How fast a training step is with batches of each size, and which fit into memory."""
+"""Time a training step at each batch size, up to the largest that fits memory."""
 
 import gc
 from collections.abc import Sequence

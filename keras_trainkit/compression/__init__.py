@@ -1,4 +1,4 @@
-"""Compress a model to a budget: say the size and the loss, get the file."""
+"""Compress a model to a budget of size, latency, FLOPs or accuracy."""
 
 from keras_trainkit.compression._compress import compress as compress
 from keras_trainkit.compression._result import Candidate as Candidate

@@ -39,12 +39,12 @@ def compress(
     seed: int = 0,
     progress: bool = True,
 ) -> CompressResult:
-    """Make a trained model as small as it may be, as an int8 LiteRT file.
+    """Compress a trained model to a budget, as an int8 LiteRT file.
 
-    BatchNorms are folded and weights and activations quantized to int8. Channels are
-    cut step by step, from where a cut costs least for what it saves: this is measured
-    for each group of channels by itself. After each step the smaller model is trained
-    on one cycle, on the targets and on the outputs of the original
+    BatchNorms are folded, and weights and activations quantized to int8. Channels are
+    cut step by step, starting where a cut costs least for what it saves, which is
+    measured for each group of channels separately. After each step the smaller model is
+    trained on one cycle, on the targets and on the outputs of the original
     (`keras.distillation`).
 
     Without a budget the result is the smallest file within `max_drop`; with one, or
@@ -63,20 +63,20 @@ def compress(
         max_latency: Longest time of a pass of one row, in seconds: in LiteRT on this
             machine, or as `latency` says.
         max_flops: Most floating-point operations of a row.
-        max_drop: How much of the metric may be lost where there is no budget.
+        max_drop: How much of the metric may be lost if there is no budget.
         metric: `"accuracy"`, or a function of targets and outputs that returns a
             number, larger is better.
-        path: The file to write, `*.tflite`. After each step it holds the best so far.
+        path: The file to write, `*.tflite`. After each step it is the best so far.
         epochs: Epochs of training after each step.
         batch_size: Rows of a batch.
         learning_rate: The peak of the cycles; by default the rate that the model was
             compiled with.
         round_to: Channels are left in multiples of this.
         latency: A function of a file's path that returns its seconds, such as one that
-            asks the device.
+            measures on the device.
         time_limit: Seconds after which no further step begins.
         checkpoint: A folder that keeps the state of the search; called again with the
-            same folder, it goes on where it was.
+            same folder, the search resumes.
         seed: Seed of the held-out part and of the trainings.
         progress: Whether to show a progress bar.
 

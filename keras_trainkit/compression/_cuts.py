@@ -1,4 +1,4 @@
-"""Which channels to cut where, from what each layer's cut costs by itself."""
+"""Choose which channels to cut, from the cost of cutting each layer separately."""
 
 import re
 from collections.abc import Callable
@@ -38,9 +38,10 @@ def ordered_cuts(
     options: dict[str, Any],
     progress: Callable[[], None],
 ) -> list[Cut]:
-    """The cuts of all groups, those that cost least for what they save first.
+    """Return the cuts of all groups, cheapest first for what they save.
 
-    Each group is cut alone to each level and the metric is measured, without training.
+    Each group is cut separately to each level and the metric is measured, without
+    training.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""What a file is worth: its size, its time, and the metric of its outputs."""
+"""Measure a file: its size, its latency, and the metric of its outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

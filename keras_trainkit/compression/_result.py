@@ -1,4 +1,4 @@
-"""What a compression tried, and what it chose."""
+"""The results of a compression: the candidates and the choice."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks that train well, ready made: copy them."""
+"""Ready-made networks that train well, to use or to copy."""
 
 from keras_trainkit.models._cifar_resnet import build_cifar_resnet as build_cifar_resnet
 from keras_trainkit.models._hypermodel import hypermodel as hypermodel

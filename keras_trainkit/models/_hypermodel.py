@@ -27,15 +27,15 @@ def hypermodel(
     dropout_rate: tuple[float, float] | None = None,
     **overrides: Any,
 ) -> Any:
-    """Multilayer perceptrons of a preset, as a `keras_tuner.HyperModel` to be searched.
+    """Return a `keras_tuner.HyperModel` that searches multilayer perceptrons.
 
-    Hand it to any of KerasTuner's tuners, `RandomSearch`, `GridSearch`,
+    Pass it to any of KerasTuner's tuners, `RandomSearch`, `GridSearch`,
     `BayesianOptimization` or `Hyperband`, and call `search` as you would call `fit`.
     Each trial builds and compiles a model by its hyperparameters and trains it on one
     cycle over its epochs. Needs `pip install keras-tuner`.
 
     Args:
-        preset: A name in `kt.models.PRESETS`, or several, among which is searched.
+        preset: A name in `kt.models.PRESETS`, or several to search among.
         input_shape: Shape of one example; an image is flattened.
         num_classes: Number of classes.
         num_layers: Least and largest number of hidden layers (`num_layers`).

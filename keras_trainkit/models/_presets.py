@@ -26,7 +26,7 @@ _OPTIMIZERS = ("sgd", "rmsprop", "nadam")
 
 @dataclass(frozen=True)
 class Preset:
-    """A network configuration together with the way to train it.
+    """A network configuration together with its training configuration.
 
     Attributes:
         name: The preset's name.
@@ -42,11 +42,11 @@ class Preset:
         l1: Strength of the L1 penalty on the kernels.
         l2: Strength of the L2 penalty on the kernels.
         optimizer: `"sgd"` (with Nesterov momentum), `"rmsprop"` or `"nadam"`.
-        learning_rate: The rate to start from before `kt.find_lr` has found a better.
+        learning_rate: The rate to start from until `kt.find_lr` has found a better one.
         patience: Epochs without a better validation loss after which training stops;
             the best weights are kept in any case.
-        self_normalizing: Whether activations must keep mean 0 and variance 1 by
-            themselves; what breaks this is then refused.
+        self_normalizing: Whether activations must keep mean 0 and variance 1 without
+            normalization layers; anything that breaks this then raises an error.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -112,7 +112,7 @@ class Preset:
         x: np.ndarray | None = None,
         **kwargs: Any,
     ) -> keras.Model:
-        """Make a classifier ready for `fit`.
+        """Compile a classifier with the preset's optimizer, loss and metrics.
 
         Args:
             model: The model; its output is a softmax over the classes.
@@ -156,7 +156,7 @@ class Preset:
         ]
 
     def check(self, model: keras.Model, x: np.ndarray | None = None) -> None:
-        """Refuse what breaks self-normalization; other presets accept every model.
+        """Raise if a model breaks self-normalization; other presets accept every model.
 
         Args:
             model: The model to look at.

@@ -3,7 +3,7 @@
 | to do | with |
 |---|---|
 | put a new head on a trained model | `replace_head` |
-| say which layers train | `freeze`, `unfreeze`, `kt.callbacks.GradualUnfreezing` |
+| choose which layers train | `freeze`, `unfreeze`, `kt.callbacks.GradualUnfreezing` |
 | give each layer its own learning rate | `kt.optimizers.layerwise` |
 | train the head, then everything | `fine_tune` |
 | pretrain on data without labels | `pretrain_autoencoder` |

@@ -43,15 +43,16 @@ def fine_tune(
 ) -> keras.callbacks.History:
     """Fine-tune a pretrained model: first its new head, then all of it.
 
-    As fast.ai does. The body is frozen and the head trained for `freeze_epochs` on a
-    cycle that rises nearly to its end; then everything is trained for `epochs` on a
-    second cycle, up to half the rate in the highest layer, and down to a `lr_mult`-th
-    of that in the lowest, with a constant ratio in between. Both are plain `fit`s; in
-    the second everything trains, also layers that you had frozen.
+    The same method as fast.ai's. The body is frozen and the head trained for
+    `freeze_epochs` on a cycle whose rate rises almost until the end; then everything is
+    trained for `epochs` on a second cycle, at up to half the rate in the highest layer
+    and that divided by `lr_mult` in the lowest, with a constant ratio from layer to
+    layer. Both are plain `fit`s; in the second everything trains, including layers that
+    you had frozen.
 
     Args:
         model: The model, compiled, with a fresh head: see `replace_head`.
-        x: The inputs, or whatever else `fit` takes.
+        x: The inputs, or whatever else `fit` accepts.
         y: The targets.
         epochs: Epochs for the whole model.
         freeze_epochs: Epochs for the head alone; 0 for none.
@@ -63,16 +64,17 @@ def fine_tune(
         head: What to train first, as in `kt.transfer.unfreeze`; by default the last
             layer with weights.
         batch_norm: Whether the BatchNorms of the body train in the second fit; with
-            False they keep their statistics and scales, the better for small batches.
+            False they keep their statistics and scales, which is better for small
+            batches.
         callbacks: For both fits.
         **kwargs: For both fits: `batch_size`, `validation_data`, ….
 
     Returns:
-        The `History` of both, with the epochs in a row.
+        The `History` of both fits, one after the other.
 
     Raises:
-        ValueError: If an argument is wrong or the model is not compiled. Whatever is
-            raised, the model is left as it was: weights, optimizer and `trainable`.
+        ValueError: If an argument is wrong or the model is not compiled. After any
+            error the model is unchanged: weights, optimizer and `trainable`.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt

@@ -31,20 +31,22 @@ def freeze(
 ) -> list[str]:
     """Stop layers from training; without arguments all of them.
 
-    A frozen BatchNorm runs in inference mode, so that its statistics stay too. Layers
-    that are not meant are left as they are. Compiled or not, the model trains so from
-    the next `fit` on: its optimizer is exchanged for a copy that has the state of what
-    goes on training. If the model is inside another one, freeze it through that one.
+    A frozen BatchNorm runs in inference mode, so its statistics do not change either.
+    Layers that are not selected are left unchanged. On a compiled model this takes
+    effect in the next `fit`: its optimizer is replaced by a copy with the state of the
+    layers that still train. If the model is inside another one, freeze it through that
+    one.
 
     Args:
         model: The model, built; models inside it are opened up.
         layers: What to freeze: a layer, a type of layers, a regular expression that
             matches the whole of a layer's name or path, a function of a layer, or a
             list of these.
-        until: Freeze the layers before this one, which trains on: a layer or another
-            selector; the number of layers to freeze, or to leave if negative; or the
-            fraction of the layers, as a float. Only layers with weights count. One that
-            is also part of a layer that trains on, such as a tied embedding, does too.
+        until: Freeze the layers before this one: a layer or another selector; the
+            number of layers to freeze, or to leave trainable if negative; or the
+            fraction of the layers to freeze, as a float. Only layers with weights
+            count. A layer that is also part of one that trains, such as a tied
+            embedding, is not frozen.
 
     Returns:
         The paths of the layers that are frozen now.
@@ -81,18 +83,18 @@ def unfreeze(
     since: Start | None = None,
     batch_norm: bool = True,
 ) -> list[str]:
-    """Let layers train; without arguments all of them.
+    """Make layers trainable; without arguments all of them.
 
     Args:
         model: The model, built; models inside it are opened up.
         layers: What to unfreeze, as in `freeze`.
         since: Unfreeze this layer and all after it: a layer or another selector, a
             number of layers (from the end if negative) or a fraction of them.
-        batch_norm: Whether BatchNorms train too. With False they are left as they are,
-            which for those of a pretrained model and small batches is the better.
+        batch_norm: Whether BatchNorms train too. With False they are left unchanged,
+            which is better for a pretrained model and small batches.
 
     Returns:
-        The paths of the layers that train now, of those that are meant.
+        The paths of the selected layers that train now.
 
     Raises:
         ValueError: If an argument is wrong or matches no layer.

@@ -26,27 +26,28 @@ def replace_head(
     share_weights: bool = False,
     name: str = "head",
 ) -> keras.Model:
-    """A model with another head on the same body.
+    """Return a model with a new head on the same body.
 
-    If the model ends in a `Dense` layer, that is the head: the new one takes its place,
-    and activations, softmax and dropout behind it go. A model that ends in something
-    else is a body without a head: the new one goes on top, after a global average
+    If the model ends in a `Dense` layer, that is the head: the new one replaces it, and
+    activations, softmax and dropout after it are removed. A model that ends in anything
+    else is a body without a head: the new one is added on top, after a global average
     pooling if there are axes besides batch and channels.
 
     Args:
         model: A Functional or built Sequential model with one output; models inside it
-            are opened up. Its weights and what it is compiled with stay as they are.
+            are opened up. Its weights and compile arguments are not changed.
         units: Number of outputs; or the new head itself, a layer or a list of layers,
-            which are put on what the old one was on, as they are.
-        activation: Activation of the new head; None is that of the old one (or of what
-            came behind it), linear where there was none.
-        share_weights: False: the new model is a copy, and training it leaves `model`
-            alone. True: both have the same layers, so that training one changes the
-            other, and `trainable` holds for both.
+            which are used unchanged.
+        activation: Activation of the new head; with None, that of the old one (or of
+            the layer after it), or linear if there was none.
+        share_weights: False: the new model is a copy, and training it does not change
+            `model`. True: both have the same layers, so training one changes the other,
+            and `trainable` applies to both.
         name: The name of the new `Dense` layer.
 
     Returns:
-        The new model, not compiled. It is of the same kind, and what was frozen is.
+        The new model, not compiled. It is of the same kind, and frozen layers stay
+        frozen.
 
     Raises:
         ValueError: If an argument is wrong, or a softmax over a single unit, which is 1

@@ -24,11 +24,11 @@ def pretrain_autoencoder(
     loss: Any = "mse",
     **kwargs: Any,
 ) -> keras.Model:
-    """Train an encoder on data without labels, by what can be rebuilt from its output.
+    """Pretrain an encoder on unlabelled data as part of an autoencoder.
 
-    The encoder becomes the first half of an autoencoder that is trained to put out its
-    input. Afterwards it is ready for a head, `keras.Sequential([encoder, Dense(...)])`,
-    and for `fine_tune` with the few labels that there are.
+    The encoder becomes the first half of an autoencoder that is trained to reproduce
+    its input. Then add a head, `keras.Sequential([encoder, Dense(...)])`, and call
+    `fine_tune` with the labels that you have.
 
     Args:
         encoder: The model to train, in place; built, with an input of a fixed shape. It
@@ -40,20 +40,19 @@ def pretrain_autoencoder(
         noise: Denoising: the fraction of the input's entries to drop, in `[0, 1)`, as
             `Dropout` does, or a layer such as `keras.layers.GaussianNoise(0.2)`. The
             target is the input without the noise.
-        greedy: Train the Dense layers of a Sequential encoder one after the other, each
-            with a decoder of a single layer on the outputs of those before it, instead
-            of all at once.
+        greedy: Train the Dense layers of a Sequential encoder one after another, each
+            with a single-layer decoder on the outputs of those before it, instead of
+            all at once.
         epochs: Epochs, of each layer if `greedy`.
         optimizer: Name or optimizer; if `greedy`, each layer gets a copy.
         loss: The loss between input and output.
-        **kwargs: For `fit`: `batch_size`, `validation_split`, `callbacks`, ….
+        **kwargs: Passed to `fit`: `batch_size`, `validation_split`, `callbacks`, ….
 
     Returns:
         The encoder, the same object, with the weights that it has learned.
 
     Raises:
-        ValueError: If an argument is wrong. Whatever is raised, the encoder is left as
-            it was.
+        ValueError: If an argument is wrong. After any error the encoder is unchanged.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
