@@ -516,3 +516,17 @@ def test_the_loss_of_the_model_is_what_it_says():
 def test_one_cycle_says_that_no_rate_was_found():
     with pytest.raises(ValueError, match="a range test that found none returns None"):
         kt.callbacks.OneCycle(None)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RMSprop", "Lion"])
+def test_weight_decay_is_at_the_scheduled_rate(optimizer):
+    model = one_weight_model(
+        getattr(keras.optimizers, optimizer)(0.1, weight_decay=0.5)
+    )
+    schedule = kt.schedules.Lambda(lambda t: 0.4 / (1 + keras.ops.cast(t, "float32")))
+    x = np.zeros((12, 1), "float32")
+    callbacks = [kt.callbacks.ApplySchedule(schedule)]
+    model.fit(x, x, batch_size=4, callbacks=callbacks, verbose=0)
+    # There is no gradient, so that decay alone moves the weight.
+    expected = np.prod([1 - 0.5 * 0.4 / (1 + t) for t in range(3)])
+    np.testing.assert_allclose(model.get_weights()[0], expected, rtol=1e-5)

@@ -50,6 +50,17 @@ def rate_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
     return [rate] if isinstance(rate, keras.Variable) else []
 
 
+class CurrentRate(keras.optimizers.Optimizer):
+    """A mixin for optimizers that override `learning_rate`.
+
+    On PyTorch, weight decay reads the rate through a private method, which would give
+    the rate of the class below. Tried on Keras 3.13 and 3.15.
+    """
+
+    def _get_current_learning_rate(self):
+        return self.learning_rate
+
+
 def untrack_variable(optimizer: keras.optimizers.Optimizer, variable: Any) -> None:
     """Remove a variable from the optimizer's. Tried on Keras 3.13 and 3.15."""
     if any(variable is other for other in optimizer._variables):

@@ -17,6 +17,7 @@ from keras_trainkit._keras import (
     updated_variables,
 )
 from keras_trainkit._keras.fitting import (
+    CurrentRate,
     compile_config,
     rate_variables,
     settle_variables,
@@ -35,7 +36,7 @@ LearningRateSchedule = keras.optimizers.schedules.LearningRateSchedule
 _CHUNK = 256
 
 
-class Following(keras.optimizers.Optimizer):
+class Following(CurrentRate):
     """A mixin added to a live optimizer's class while it follows schedules.
 
     No variable is recreated and no argument is lost, whatever the optimizer's class.
