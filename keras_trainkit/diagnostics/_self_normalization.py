@@ -25,8 +25,8 @@ class SelfNormalizationReport(Report):
         names: Paths of the layers, in forward order.
         means: Mean of each layer's outputs, `(layers,)`.
         stds: Standard deviation of each layer's outputs, `(layers,)`.
-        problems: A dict from a layer's path, or `"input"` for the data, to the
-            condition that it breaks.
+        problems: One sentence per broken condition: a layer's path, or `"input"` for
+            the data, and what breaks it; empty if there are none.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -40,7 +40,7 @@ class SelfNormalizationReport(Report):
     names: tuple[str, ...]
     means: np.ndarray
     stds: np.ndarray
-    problems: dict[str, str]
+    problems: tuple[str, ...]
 
     @property
     def holds(self) -> bool:
@@ -54,7 +54,7 @@ class SelfNormalizationReport(Report):
 
     def _notes(self) -> list[str]:
         verdict = "holds" if self.holds else "does not hold"
-        problems = [f"! {name}: {why}" for name, why in self.problems.items()]
+        problems = [f"! {problem}" for problem in self.problems]
         return [*problems, f"self-normalization {verdict}"]
 
 
@@ -88,10 +88,10 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
     """
     check_built(model)
     used = outputs(model, x, leaves(model))
-    problems = {}
+    problems = []
     flat = [np.asarray(part) for part in keras.tree.flatten(x)]
     if why := standardization_problem(flat[0]):
-        problems["input"] = why
+        problems.append(f"input: {why}")
     order, path = [layer for layer, _ in used], paths(model)
     dense = [layer for layer in order if isinstance(layer, kinds.Dense)]
     for place, layer in enumerate(order):
@@ -99,12 +99,12 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
         if why is None and layer in dense[:-1]:
             why = _initializer_problem(layer) or _activation_problem(order[place:])
         if why:
-            problems[path[layer]] = why
+            problems.append(f"{path[layer]}: {why}")
     return SelfNormalizationReport(
         names=tuple(path[layer] for layer in order),
         means=np.array([array.mean() for _, array in used]),
         stds=np.array([array.std() for _, array in used]),
-        problems=problems,
+        problems=tuple(problems),
     )
 
 

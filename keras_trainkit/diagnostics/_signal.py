@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_built, refusing, reject
+from keras_trainkit._model.select import paths
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.as_fit import batch_as_fit, step_as_fit
 from keras_trainkit._training.batches import batches_of, is_arrays
@@ -39,7 +40,7 @@ class LayerSignal:
     """The signal in one layer.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's path.
         kind: The layer's class.
         mean: Mean of the outputs.
         std: Standard deviation of the outputs.
@@ -153,9 +154,10 @@ def signal_report(
     with refusing("y", batch[1], "targets of `x` that the model's loss takes"):
         norms, updates = _backward(model, batch) if backward else ({}, {})
     widths = Counter(layer for layer, _ in arrays)
+    path = paths(model)
     signals = tuple(
         LayerSignal(
-            name=layer.name + (f" ({array.shape[1]} units)" if several else ""),
+            name=path[layer] + (f" ({array.shape[1]} units)" if several else ""),
             kind=type(layer).__name__,
             mean=float(array.mean()),
             std=float(array.std()),

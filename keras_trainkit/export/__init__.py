@@ -16,4 +16,6 @@ from keras_trainkit.export._quantization_report import (
     quantization_report as quantization_report,
 )
 from keras_trainkit.export._report import DeploymentReport as DeploymentReport
+from keras_trainkit.export._report import Latency as Latency
+from keras_trainkit.export._report import Variant as Variant
 from keras_trainkit.export._report import deployment_report as deployment_report

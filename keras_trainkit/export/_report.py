@@ -34,6 +34,11 @@ class Latency:
         batch_size: Rows of the pass.
         median: Median over the repetitions.
         p95: 95th percentile.
+
+    Examples:
+        >>> report = kt.export.deployment_report(variants, x, y)  # doctest: +SKIP
+        >>> [time.median for time in report.variants[0].latencies]  # doctest: +SKIP
+        [0.021, 0.187]
     """
 
     batch_size: int
@@ -68,6 +73,12 @@ class Variant:
         calibrated_nll: Its mean negative log likelihood at that temperature, in nats.
         coverage: Fraction of the rows whose prediction set has the true class.
         set_size: Mean number of classes in a set.
+
+    Examples:
+        >>> report = kt.export.deployment_report(variants, x, y)  # doctest: +SKIP
+        >>> smallest = min(report.variants, key=lambda one: one.bytes)  # doctest: +SKIP
+        >>> smallest.name, smallest.accuracy  # doctest: +SKIP
+        ('int8', 0.903)
     """
 
     name: str

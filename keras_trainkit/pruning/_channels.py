@@ -44,6 +44,13 @@ class Cost:
         flops: Floating-point operations of one row's pass, two for each product with a
             weight.
         latency: Median seconds of a pass; None if it was not measured.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> model = kt.models.build_mlp((20,), 3, hidden_units=(32,))
+        >>> result = kt.pruning.prune_channels(model, 0.5)
+        >>> result.before.parameters, result.after.parameters
+        (771, 387)
     """
 
     parameters: int

@@ -23,6 +23,12 @@ class LayerSparsity:
         nonzeros: Number of entries that are not zero.
         gzip_bytes: Its size after gzip.
         pattern: Whether it follows the requested pattern; None if there is none.
+
+    Examples:
+        >>> import keras_trainkit as kt
+        >>> model = kt.pruning.prune_once(kt.models.build_mlp((20,), 3), 0.5)
+        >>> kt.pruning.sparsity_report(model).layers[0].sparsity
+        0.5
     """
 
     path: str
