@@ -636,3 +636,31 @@ def test_the_command(tmp_path, capsys):
     keras.Sequential([keras.Input((6,)), layers.Dense(3)]).save(plain)
     assert cli.main(["check", str(plain), "--data", str(data)]) == 1
     assert "give --loss" in capsys.readouterr().err
+
+
+class Autoencoder(keras.Model):
+    """Takes x alone, as `fit` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(X.shape[-1])
+
+    def call(self, x):
+        return self.dense(x)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=1):
+        return keras.ops.mean(keras.ops.square(x - y_pred))
+
+
+def test_arrays_without_targets_where_the_model_has_a_loss_of_its_own():
+    model = Autoencoder()
+    model(X[:2])
+    model.compile("adam")
+    before = model.get_weights()
+    found = check_up(model, X, epochs=0)
+    assert found.rounds == 2
+    assert "outputs" in found.skipped
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    x = np.where(np.arange(len(X))[:, None] == 3, np.nan, X)
+    assert "nan_in_data" in [f.kind for f in check_up(model, x, epochs=0).findings]

@@ -424,3 +424,65 @@ def test_the_copy_of_a_sequential_with_other_shapes_can_be_copied_again():
     once = kt.pruning.prune_channels(model, 0.5).model
     twice = kt.pruning.prune_channels(once, 0.5).model
     assert [layer.units for layer in twice.layers] == [2, 2, 3]
+
+
+class Counted:
+    """A state of the user's that is another after a copy."""
+
+    value = 1.0
+
+    def __deepcopy__(self, memo):
+        other = Counted()
+        other.value = self.value + 1
+        return other
+
+
+class Scaling(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.counted = Counted()
+
+    def call(self, x):
+        return x * self.counted.value
+
+
+@pytest.mark.parametrize(
+    "surgery",
+    [
+        lambda m: kt.pruning.prune_once(m, 0.5),
+        lambda m: kt.pruning.prune_channels(m, 0.0),
+        lambda m: kt.transfer.replace_head(m, 2),
+        kt.uncertainty.to_mc,
+    ],
+)
+def test_a_copy_that_is_not_the_model_is_not_handed_out(surgery):
+    keras.utils.set_random_seed(0)
+    model = sequential(
+        (8,), layers.Dense(6), layers.Dense(4), Scaling(), layers.Dropout(0.5),
+        layers.Dense(3, activation="softmax"),
+    )  # fmt: skip
+    before = model.get_weights()
+    with pytest.raises(RuntimeError, match=r"differ by .* the model was not changed"):
+        surgery(model)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_comparison_of_a_copy_moves_no_seed_and_wants_no_inputs_it_cannot_draw():
+    class Strict(layers.Layer):
+        def call(self, x):
+            if numpy(x).min() < 0:
+                raise RuntimeError("wants probabilities")
+            return x
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    model = sequential((8,), Strict(), kt.layers.MCDropout(0.5, seed=1))
+    copy = kt.uncertainty.to_mc(model)
+    rows = np.abs(ROWS)
+    np.testing.assert_array_equal(*(numpy(m(rows)) for m in (model, copy)))
+    model = sequential((8,), layers.Dense(8), kt.layers.MCDropout(0.5))
+    np.testing.assert_array_equal(
+        *(numpy(m(rows)) for m in (kt.pruning.prune_once(model, 0.0), model))
+    )

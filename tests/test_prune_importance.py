@@ -32,10 +32,10 @@ def test_group_l2_is_the_norm_of_all_weights_that_go_with_a_channel():
     for weight in model.weights:
         weight.assign(rng.uniform(0.5, 2, weight.shape))
     first, norm, second = model.layers[:3]
-    with_it = [
-        array(first.kernel).T, array(first.bias)[:, None], array(norm.gamma)[:, None],
-        array(norm.beta)[:, None], array(second.kernel),
-    ]  # fmt: skip
+    # As Torch-Pruning's GroupMagnitudeImportance: no biases and shifts.
+    first.bias.assign(100 * rng.uniform(size=10))
+    norm.beta.assign(100 * rng.uniform(size=10))
+    with_it = [array(first.kernel).T, array(norm.gamma)[:, None], array(second.kernel)]
     norms = np.linalg.norm(np.concatenate(with_it, axis=1), axis=1)
     result = prune(model, 0.5, importance="group_l2")
     np.testing.assert_array_equal(

@@ -111,6 +111,30 @@ class TestReplaceHead:
         )
         assert kt.transfer.replace_head(application, 7).output_shape == (None, 7)
 
+    @pytest.mark.parametrize("share", [True, False])
+    def test_an_activation_that_the_body_uses_too_stays_there(self, share):
+        relu = layers.ReLU(negative_slope=0.5)
+        x = keras.Input((6,))
+        y = relu(layers.Dense(4, name="hidden")(x))
+        model = keras.Model(x, relu(layers.Dense(5, name="top")(y)))
+        before = weights(model)
+        new = kt.transfer.replace_head(model, 3, "linear", share_weights=share)
+        kernel, bias, top, top_bias = before
+        rows = inputs_of(model)
+        hidden = rows @ kernel + bias
+        hidden = np.where(hidden > 0, hidden, hidden / 2)
+        expected = hidden @ np.array(new.layers[-1].get_weights()[0])
+        np.testing.assert_allclose(new.predict(rows, verbose=0), expected, atol=1e-5)
+        scores = hidden @ top + top_bias
+        np.testing.assert_allclose(
+            model.predict(rows, verbose=0),
+            np.where(scores > 0, scores, scores / 2),
+            atol=1e-5,
+        )
+        outer = keras.Sequential([keras.Input((6,)), model])
+        with pytest.raises(ValueError, match="last activation is not shared"):
+            kt.transfer.replace_head(outer, 3)
+
     def test_own_layers(self):
         own = [layers.Dropout(0.5), layers.Dense(2, name="own")]
         new = kt.transfer.replace_head(classifier(), own)

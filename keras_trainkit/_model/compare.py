@@ -1,6 +1,8 @@
 """Whether two models compute the same."""
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,8 +16,64 @@ from keras_trainkit._model.inputs import random_inputs as random_inputs
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e-1}
 
 
+def drawn_inputs(model: keras.Model, rows: int = 4) -> Any:
+    """Random inputs for a comparison, or None if the model takes none."""
+    if not getattr(model, "inputs", None):
+        return None
+    try:
+        return random_inputs(model, rows)
+    except ValueError:
+        return None
+
+
+def check_copy(
+    model: keras.Model, copy: Any, what: str, part: Callable | None = None
+) -> float:
+    """As `check_same`, on two rows of random inputs.
+
+    NaN, nothing having been compared, for a model that takes no random inputs or whose
+    outputs for them are not finite. Seeds and statistics are as they were afterwards.
+
+    Args:
+        model: A model.
+        copy: What should compute the same: a model, or a function of inputs.
+        what: What the copy is, for the error.
+        part: A function of inputs that returns what to compare with; the model's
+            outputs by default.
+
+    Raises:
+        RuntimeError: If they differ by more than rounding explains.
+    """
+    with _state_kept(model), _state_kept(copy):
+        x = drawn_inputs(model, rows=2)
+        if x is None:
+            return math.nan
+        before = outputs(part or model, x)
+        if not all(np.isfinite(array).all() for array in before):
+            return math.nan
+        return check_same(model, copy, x, what, part=part)
+
+
+@contextlib.contextmanager
+def _state_kept(model: Any) -> Iterator[None]:
+    """Puts back what a call may change: the seeds, and statistics of some layers."""
+    variables = getattr(model, "non_trainable_variables", [])
+    numeric = [v for v in variables if v.dtype != "string"]
+    values = [np.array(keras.ops.convert_to_numpy(v)) for v in numeric]
+    try:
+        yield
+    finally:
+        for variable, value in zip(numeric, values, strict=True):
+            variable.assign(value)
+
+
 def check_same(
-    model: keras.Model, copy: Any, x: Any, what: str, at_least: float = 0.0
+    model: keras.Model,
+    copy: Any,
+    x: Any,
+    what: str,
+    at_least: float = 0.0,
+    part: Callable | None = None,
 ) -> float:
     """The largest difference of the outputs for `x`, relative to the largest output.
 
@@ -27,6 +85,7 @@ def check_same(
         x: The inputs.
         what: What the copy is, for the error.
         at_least: A difference that is always allowed, whatever the model's precision.
+        part: As in `check_copy`.
 
     Raises:
         ValueError: If `x` has no rows, so that nothing would be compared.
@@ -35,16 +94,17 @@ def check_same(
     shapes = [np.shape(part) for part in keras.tree.flatten(x)]
     if not shapes or not all(shape and shape[0] for shape in shapes):
         reject("x", shapes or x, "inputs of the model with at least one row")
+    original = part or model
     with refusing("x", x, "inputs that the model takes"):
-        before = outputs(model, x)
+        before = outputs(original, x)
     error = distance(before, outputs(copy, x))
     tolerance = max(tolerance_of(model), at_least)
     if error > tolerance:
-        if distance(before, outputs(model, x)) > 0:
+        if distance(before, outputs(original, x)) > 0:
             return math.nan
         # A deep network amplifies rounding errors; measure by how much.
         rounded = keras.tree.map_structure(_rounded, x)
-        noise = distance(before, outputs(model, rounded))
+        noise = distance(before, outputs(original, rounded))
         tolerance = min(max(tolerance, 30 * noise), 100 * tolerance)
     if not error <= tolerance:
         if not all(np.isfinite(part).all() for part in before):

@@ -35,6 +35,11 @@ def has_own_step(model: keras.Model) -> bool:
     return own or "train_step" in vars(model)
 
 
+def has_own_loss(model: keras.Model) -> bool:
+    """Whether the `compute_loss` of a model is not Keras's."""
+    return type(model).compute_loss is not keras.Model.compute_loss
+
+
 def batch_as_fit(
     model: keras.Model, x: Any, y: Any = None, weights: Any = None
 ) -> Batch:
@@ -65,10 +70,11 @@ def batch_as_fit(
 def step_as_fit(model: keras.Model, x: Any, y: Any = None, weights: Any = None) -> None:
     """One training step on what `batch_as_fit` returned."""
     x, y, weights = keras.tree.map_structure(text_as_tensor, (x, y, weights))
-    if not has_own_step(model):
+    if not has_own_step(model) and not has_own_loss(model):
         keras.Model.train_on_batch(model, x, y, weights)
         return
-    # A step of one's own may unpack `x, y = data`, where `train_on_batch` gives three.
+    # A step of one's own may unpack `x, y = data`, where `train_on_batch` gives three;
+    # on PyTorch it gives `compute_loss` arrays, not tensors.
     _fit(keras.Model.fit, model, x, y, weights)
 
 

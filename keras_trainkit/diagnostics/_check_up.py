@@ -53,7 +53,8 @@ def check_up(
         x: What `fit` accepts: inputs as an array (or a list or dict of arrays), or an
             iterable of batches, of which the first 20,000 rows are used; a generator is
             consumed.
-        y: Targets, if `x` is an array.
+        y: Targets, if `x` is an array; None for a model that trains without targets, by
+            a `train_step`, a `compute_loss` or an `add_loss` of its own.
         validation_data: `(x, y)`, or an iterable of batches; by default a fifth of the
             rows is held out of the trial trainings.
         epochs: Length of the trial training in epochs, but at least 60 steps and, up to

@@ -13,7 +13,12 @@ from keras_trainkit._checks import (
     reject,
 )
 from keras_trainkit._keras import sublayers
-from keras_trainkit._training.as_fit import batch_as_fit, has_own_fit
+from keras_trainkit._training.as_fit import (
+    batch_as_fit,
+    has_own_fit,
+    has_own_loss,
+    has_own_step,
+)
 from keras_trainkit._training.batches import (
     as_array,
     batches_of,
@@ -84,8 +89,8 @@ def subject_of(
     """Collect the arguments of `check_up`."""
     check_compiled(model)
     if is_arrays(x):
-        if y is None and not has_own_fit(model):
-            reject("y", None, "given where x is an array")
+        if y is None and _needs_targets(model):
+            reject("y", None, "given where x is an array and the loss compares with y")
         size = 32 if batch_size is None else batch_size
         check_integer("batch_size", size, minimum=1)
         x, y, weights = map(columns, (x, y, sample_weight))
@@ -103,6 +108,13 @@ def subject_of(
     if validation is not None:
         validation = batch_as_fit(model, *validation)[:2]
     return Subject(model, x, y, weights, validation, size, seed)
+
+
+def _needs_targets(model: keras.Model) -> bool:
+    """Whether `fit` would refuse arrays without targets."""
+    if has_own_loss(model) or has_own_fit(model) or has_own_step(model):
+        return False
+    return getattr(model, "loss", None) is not None
 
 
 def _some_rows(data: tuple, seed: int) -> tuple:

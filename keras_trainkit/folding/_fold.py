@@ -10,7 +10,7 @@ import numpy as np
 from keras_trainkit._checks import reject
 from keras_trainkit._keras import exchange_part, sublayers
 from keras_trainkit._model import graph as _graph
-from keras_trainkit._model.compare import check_same, random_inputs
+from keras_trainkit._model.compare import check_same, drawn_inputs
 from keras_trainkit._model.opening import open_up
 from keras_trainkit._table import Report, Table
 from keras_trainkit.folding import _affine, _linear
@@ -127,10 +127,7 @@ def _random(model: keras.Model) -> Any:
     """Random inputs, or None if the model takes none."""
     if not getattr(model, "inputs", None):
         reject("x", None, "given for a subclassed model, to compare outputs on it")
-    try:
-        return random_inputs(model)
-    except ValueError:
-        return None
+    return drawn_inputs(model)
 
 
 def _fold_graph(model) -> tuple[keras.Model, list[str], dict[str, str]]:

@@ -13,7 +13,7 @@ from keras_trainkit._checks import (
     check_integer,
     reject,
 )
-from keras_trainkit._model.compare import random_inputs
+from keras_trainkit._model.compare import check_copy, random_inputs
 from keras_trainkit._model.flops import count_flops, flops
 from keras_trainkit._model.graph import check_graph
 from keras_trainkit._model.opening import open_up
@@ -140,7 +140,8 @@ def prune_channels(
             several layers depend on each other, the smallest ratio counts.
         importance: How channels are ranked: `"l1"` or `"l2"`, the norm of their
             weights over the layer's mean; `"group_l2"`, the 2-norm of all weights that
-            go with them, those of the layers behind and of normalizations too;
+            go with them, those of the layers behind and the scales of
+            normalizations too, but not biases, over the group's mean;
             `"bn_gamma"`, the absolute scale of their BatchNorm, over the mean, and
             channels without one are left whole; `"taylor"`, the squared sum of weight
             times gradient for a batch `x`, `y`; `"random"`. Or a function from a layer
@@ -167,6 +168,7 @@ def prune_channels(
     Raises:
         ValueError: If an argument is wrong, nothing can be cut, or the target is out of
             reach.
+        RuntimeError: If no channel goes and the copy differs from the model.
 
     Examples:
         >>> import keras
@@ -244,6 +246,8 @@ def prune_channels(
         else _search(model, channels, choose, share, target)
     )
     smaller = cut(model, channels, gone)
+    if not gone:
+        check_copy(model, smaller, "The copy")
     times: list[float | None] = [None, None]
     if latency_batch_size is not None:
         pairs = _time(model, smaller, latency_batch_size)

@@ -91,12 +91,15 @@ def _means(channels: Channels, found: Found) -> Scores:
 
 
 def _group_l2(channels: Channels) -> Scores:
-    """The norm of all weights that go with a channel, over the mean of its group."""
+    """The norm of all weights that go with a channel, over the mean of its group.
+
+    Not of biases and shifts: how large they are says nothing of what is multiplied.
+    """
     squares: Found = [
         (slices, axis, _sum_but(_array(slices.variable) ** 2, axis))
         for slices in channels.slices.values()
         for axis in slices.axes
-        if not slices.statistic
+        if not slices.statistic and slices.variable.name not in ("bias", "beta")
     ]
     norms = {root: np.sqrt(total) for root, total in _sums(channels, squares).items()}
     scores: Scores = {}

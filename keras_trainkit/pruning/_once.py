@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_trainkit._checks import check_built
+from keras_trainkit._model.compare import check_copy
 from keras_trainkit._model.graph import copy_model
 from keras_trainkit._model.select import Selector
 from keras_trainkit.pruning._targets import find_targets, make_rule
@@ -41,6 +42,9 @@ def prune_once(
 
     Raises:
         ValueError: If an argument is wrong.
+        RuntimeError: If the copy, before anything is set to zero, differs from the
+            model on a small random batch. Models that accept no random inputs are not
+            compared.
 
     Examples:
         >>> import keras, keras_trainkit as kt
@@ -56,6 +60,7 @@ def prune_once(
     rule = make_rule(sparsity, scope, pattern, include, exclude, block_pooling)
     check_built(model)
     pruned = copy_model(model)
+    check_copy(model, pruned, "The copy")
     # Found in the model itself, whose layers the selectors may be.
     targets = find_targets(model, rule)
     copies = dict(zip(map(id, model.weights), pruned.weights, strict=True))

@@ -9,7 +9,9 @@ from keras.layers import Layer
 
 from keras_trainkit._checks import check_integer, reject
 from keras_trainkit._model import graph as _graph
+from keras_trainkit._model.compare import check_copy
 from keras_trainkit._model.head import last_dense
+from keras_trainkit._training.recording import inputs
 
 _POOLING = {
     3: layers.GlobalAveragePooling1D,
@@ -46,12 +48,15 @@ def replace_head(
         name: The name of the new `Dense` layer.
 
     Returns:
-        The new model, not compiled. It is of the same kind, and frozen layers stay
-        frozen.
+        The new model, not compiled. It is of the same kind (but Functional if the body
+        uses the old activation at the end too), and frozen layers stay frozen.
 
     Raises:
         ValueError: If an argument is wrong, or a softmax over a single unit, which is 1
             whatever its input, would result.
+        RuntimeError: If the body differs from the model's on a small random batch.
+            Models that accept no random inputs are not
+            compared.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -67,22 +72,41 @@ def replace_head(
         reject("model", f"{len(graph.outputs)} outputs", "a model with one output")
     old, behind = last_dense(graph)
     head = _new_head(units, activation, old, behind, name)
+    whole = model
+    first = old
+    if any(len(graph.calls_of(layer)) > 1 for layer in behind):
+        # The body needs them too: it is cut off in front of the head instead.
+        model, first, behind = _body(model, graph.calls_of(old)[0]), None, []
 
     def replacement(layer: Any) -> Any:
         if layer in behind:
             return _graph.REMOVED
-        if layer is old:
+        if layer is first:
             return head[0]
         return layer if share_weights else None
 
     body, _ = _graph.rebuild(model, replacement, plain=True)
-    rest = head if old is None else head[1:]
+    rest = head if first is None else head[1:]
     if old is None:
         rank = len(body.outputs[0].shape)
         if rank in _POOLING:
             rest = [_POOLING[rank](), *rest]
         elif rank != 2:
             reject("model", body.output_shape, "a model whose output has 2 to 5 axes")
+        check_copy(whole, body, "The body of the new model")
+    new = _with(body, rest)
+    if old is not None:
+        check_copy(
+            whole,
+            lambda x: inputs(new, x, head[0]),
+            "The body of the new model",
+            lambda x: inputs(whole, x, old),
+        )
+    return new
+
+
+def _with(body: keras.Model, rest: list[Layer]) -> keras.Model:
+    """A model with more layers on top."""
     if not rest:
         return body
     if isinstance(body, keras.Sequential):
@@ -93,6 +117,13 @@ def replace_head(
     for layer in rest:
         x = layer(x)
     return keras.Model(body.input, x, name=body.name)
+
+
+def _body(model: keras.Model, head: _graph.Call) -> keras.Model:
+    """What a model has in front of its head, made of the same layers."""
+    if "/" in head.path:
+        reject("model", head.path, "a model whose last activation is not shared")
+    return keras.Model(model.input, head.node.input_tensors[0], name=model.name)
 
 
 def _new_head(units, activation, old, behind, name) -> list[Layer]:
