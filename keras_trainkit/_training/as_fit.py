@@ -1,4 +1,4 @@
-"""Batches and steps of training, as a model's own `fit` makes them."""
+"""Training batches and steps as made by a model's own `fit`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def has_own_loss(model: keras.Model) -> bool:
 def batch_as_fit(
     model: keras.Model, x: Any, y: Any = None, weights: Any = None
 ) -> Batch:
-    """The `(x, y, sample_weight)` that `fit` makes of a batch for the training step.
+    """Return the `(x, y, sample_weight)` that `fit` passes to the training step.
 
     Args:
         model: A model; compiled, if its `fit` is its own. A `fit` of Keras's changes

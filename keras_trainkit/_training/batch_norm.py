@@ -22,14 +22,14 @@ def recalibrate_batch_norm(
 ) -> list[str]:
     """Measure the mean and variance of every BatchNorm again, in place.
 
-    After averaging weights (EMA, SWA), pruning or quantization the moving averages are
-    those of other weights. Here each BatchNorm normalizes by its batch, as in training,
-    while all else is as at inference, and gets the mean over all batches of what it
-    saw: `mean = avg(m)`, `variance = avg(v + m^2) - avg(m)^2`. Frozen ones are measured
-    too. Optimizer and trainable weights stay as they are.
+    After averaging weights (EMA, SWA), pruning or quantization the moving averages no
+    longer match the weights. Here each BatchNorm normalizes by its batch, as in
+    training, while all else is in inference mode, and gets the mean over all batches:
+    `mean = avg(m)`, `variance = avg(v + m^2) - avg(m)^2`. Frozen ones are measured too.
+    Optimizer and trainable weights are not changed.
 
     Args:
-        model: A built model; its BatchNorm statistics change, all else does not.
+        model: A built model; only its BatchNorm statistics change.
         x: Inputs as arrays, or something that yields batches: `x`, `(x, y)` or
             `(x, y, sample_weight)`.
         batch_size: Rows of a batch where `x` is arrays; as in the training.

@@ -1,4 +1,4 @@
-"""Whatever `fit` and `predict` take: arrays, or something that yields batches."""
+"""The data that `fit` and `predict` accept: arrays, or an iterable of batches."""
 
 import itertools
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What flows through a model's layers."""
+"""Record inputs, outputs and gradients of a model's layers."""
 
 import contextlib
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""All that training changes in a model, kept and put back."""
+"""Save and restore everything that training changes in a model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from keras_trainkit._training.fit_scope import end_if_over, own_steps
 
 @contextlib.contextmanager
 def as_it_was(model: keras.Model, for_fit: bool = False) -> Iterator[None]:
-    """Puts all state of a model back, whatever happens inside.
+    """Restore all state of a model at the end, whatever happens inside.
 
     Weights, BatchNorm statistics, seed generators, metrics, which optimizer there is,
     and the compiled training step. The optimizer's own state is not copied: what takes
@@ -51,7 +51,7 @@ def as_it_was(model: keras.Model, for_fit: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_back_on_error(model: keras.Model) -> Iterator[None]:
-    """Puts a model's weights back if what is inside raises."""
+    """Restore a model's weights if the code inside raises."""
     # Copies, because JAX donates the old buffers to the compiled step.
     weights = [np.array(weight) for weight in model.get_weights()]
     try:

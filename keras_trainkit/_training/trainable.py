@@ -91,7 +91,7 @@ def meant(
 
 @contextlib.contextmanager
 def training_alone(model: keras.Model, where: Any) -> Iterator[None]:
-    """Holds all layers still but those that selectors match; None for all as they are.
+    """Freeze all layers except those that selectors match; None changes nothing.
 
     What was frozen before stays frozen.
     """
@@ -113,7 +113,7 @@ def training_alone(model: keras.Model, where: Any) -> Iterator[None]:
 
 
 def set_trainable(model: keras.Model, chains: Iterable[Chain], value: bool) -> None:
-    """Let some layers of a model train or not, and all others be as they are."""
+    """Set whether some layers of a model train; all others are not changed."""
     flags = trainable_flags(model)
     for *around, layer in chains:
         for part in (*sublayers(layer), *(around if value else ())):
