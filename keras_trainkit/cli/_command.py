@@ -233,6 +233,22 @@ def _parser() -> argparse.ArgumentParser:
         "--time-limit", type=_number, metavar="S", help="no step begins after S seconds"
     )
     compress.add_argument(
+        "--gzip", action="store_true", help="count the bytes of the file after gzip"
+    )
+    compress.add_argument(
+        "--round-to",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="leave channels in multiples of N",
+    )
+    compress.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="keep the search there; the same command goes on where it was",
+    )
+    compress.add_argument(
         "--c-array",
         action="store_true",
         help="int8 inputs and outputs, and a C header beside the file",
@@ -337,6 +353,9 @@ def _run_compress(arguments: argparse.Namespace) -> int:
         learning_rate=arguments.learning_rate,
         batch_size=arguments.batch_size,
         time_limit=arguments.time_limit,
+        size="gzip" if arguments.gzip else "file",
+        round_to=arguments.round_to,
+        checkpoint=arguments.checkpoint,
     )
 
 

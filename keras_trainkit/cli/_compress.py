@@ -6,10 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import keras_trainkit as kt
-from keras_trainkit._model.compare import accuracy
 from keras_trainkit.cli._inputs import (
     check_weights,
     first_line,
@@ -19,7 +16,6 @@ from keras_trainkit.cli._inputs import (
 from keras_trainkit.cli._output import CommandError
 
 _NOT_REACHED = 3
-_CALIBRATION_ROWS = 200
 
 
 def run_compress(
@@ -70,8 +66,6 @@ def run_compress(
     validation = load_data(validation_path, model)
     if max_drop is None and max_kb is None:
         max_drop = 0.01
-    if max_drop is not None:
-        options["max_drop"] = max_drop
     with tempfile.TemporaryDirectory(
         prefix=".keras-trainkit-", dir=out.parent
     ) as scratch:
@@ -83,34 +77,25 @@ def run_compress(
                 y,
                 validation_data=validation,
                 max_bytes=None if max_kb is None else int(1000 * max_kb),
+                max_drop=max_drop,
                 path=path,
+                io_dtype="int8" if c_array else "float32",
                 **options,
             )
             after, before = result.verdict
-            if c_array:
-                after = _in_int8(result, x, validation, path)
         except (ValueError, RuntimeError) as error:
             raise CommandError(first_line(error)) from None
-        kilobytes = path.stat().st_size / 1e3
         os.replace(path, out)
     print(f"\n{result.summary()}")
     if c_array:
         print(f"header: {kt.export.to_c_array(out, out.with_suffix('.h'))}")
     within = max_drop is None or before - after <= max_drop
     reached = result.reached and within
+    counted = " after gzip" if options.get("size") == "gzip" else ""
     told = "reached" if reached else "not reached, the nearest is"
+    size = f"{result.chosen.bytes / 1e3:,.1f} kB{counted}"
     print(
-        f"{told}: {out}, {kilobytes:,.1f} kB, {after:.2%} on the validation data "
+        f"{told}: {out}, {size}, {after:.2%} on the validation data "
         f"({before:.2%} before)"
     )
     return 0 if reached else _NOT_REACHED
-
-
-def _in_int8(
-    result: kt.compression.CompressResult, x: Any, validation: tuple, path: Path
-) -> float:
-    """Write the chosen model with int8 inputs and outputs; its accuracy."""
-    small = kt.export.optimize_for_inference(result.model)
-    order = np.random.default_rng(0).permutation(len(x))[:_CALIBRATION_ROWS]
-    kt.export.to_litert(small, path, "int8", x[order], io_dtype="int8")
-    return accuracy(validation[1], kt.export.predict_litert(path, validation[0]))

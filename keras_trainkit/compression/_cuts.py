@@ -10,7 +10,9 @@ import keras
 from keras_trainkit.pruning import ShrinkResult, prune_channels
 
 # The fractions of a group's channels that are tried.
-_LEVELS = (0.25, 0.5, 0.75, 0.875)
+_LEVELS = (0.25, 0.5, 0.75, 0.875, 0.9375)
+# Of a layer, what is left at least.
+_MIN_KEEP = 0.01
 # Drops below it are noise: what saves more then goes first.
 _SMALLEST_DROP = 1e-3
 
@@ -24,7 +26,7 @@ class Cut:
     Attributes:
         layer: The path of a layer of the group.
         ratio: The fraction of its channels that is gone.
-        price: Loss of the metric per parameter saved.
+        price: Loss of the metric per parameter, or FLOP, saved.
     """
 
     layer: str
@@ -36,6 +38,7 @@ def ordered_cuts(
     model: keras.Model,
     measure: Callable[[keras.Model], float],
     options: dict[str, Any],
+    unit: str,
     progress: Callable[[], None],
 ) -> list[Cut]:
     """Return the cuts of all groups, cheapest first for what they save.
@@ -47,9 +50,10 @@ def ordered_cuts(
         model: The model.
         measure: The metric of a model, larger is better.
         options: For `prune_channels`.
+        unit: What a cut saves, "parameters" or "flops".
         progress: Called after each measurement.
     """
-    before, whole = measure(model), model.count_params()
+    before, whole = measure(model), cost(cut_to(model, {}, options), unit)
     cuts = []
     for layer in _groups(model, options):
         saved, lost = 0, 0.0
@@ -57,7 +61,7 @@ def ordered_cuts(
         for ratio in _LEVELS:
             result = cut_to(model, {layer: ratio}, options)
             progress()
-            now = whole - result.after.parameters
+            now = whole - cost(result, unit)
             if now <= saved:
                 continue
             drop = max(before - measure(result.model), lost)
@@ -68,6 +72,11 @@ def ordered_cuts(
             saved, lost = now, drop
         cuts += steps
     return sorted(cuts, key=lambda cut: cut.price)
+
+
+def cost(result: ShrinkResult, unit: str) -> int:
+    """What is left of the parameters or FLOPs."""
+    return getattr(result.after, unit)
 
 
 def ratios_after(cuts: list[Cut]) -> Ratios:
@@ -82,7 +91,9 @@ def cut_to(model: keras.Model, ratios: Ratios, options: dict[str, Any]) -> Shrin
     """Cut a fraction of the channels of each group, by the path of a layer."""
     patterns: dict[Any, float] = {re.escape(k): ratio for k, ratio in ratios.items()}
     ratio = patterns or 0.0
-    return prune_channels(model, ratio, importance="group_l2", **options)
+    return prune_channels(
+        model, ratio, importance="group_l2", min_keep=_MIN_KEEP, **options
+    )
 
 
 def further(done: Ratios, ratios: Ratios) -> Ratios:

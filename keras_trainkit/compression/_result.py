@@ -15,11 +15,12 @@ class Candidate:
 
     Attributes:
         name: How it was made.
-        bytes: Size of the LiteRT file.
+        bytes: Size of the LiteRT file, after gzip where `size="gzip"` was asked for.
         flops: Floating-point operations of a row; None where they cannot be counted.
         latency: Median seconds of a pass of one row, or what the user's own function
             says; None where it was not asked for.
         metric: The metric on the part of the training data that the choice looks at.
+        float_metric: The metric of the Keras model that the file was made from, there.
 
     Examples:
         >>> smallest = min(result.front, key=lambda one: one.bytes)  # doctest: +SKIP
@@ -32,6 +33,7 @@ class Candidate:
     flops: int | None
     latency: float | None
     metric: float
+    float_metric: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,10 +46,12 @@ class CompressResult(Report):
         front: Every candidate, in the order in which they were made.
         chosen: The one that `path` and `model` are.
         original: The model as it was given, as a float32 LiteRT file.
-        reached: Whether the budget was met.
+        reached: Whether all that was asked for was met, by what the choice looks at.
         verdict: The metric of the file on the validation data, which were not used to
             choose, and that of the original model.
         goal: What was asked for, in words.
+        missed: What of it was not met, in words; empty if all was.
+        note: What kept the search from going on, where something did.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -68,6 +72,8 @@ class CompressResult(Report):
     reached: bool
     verdict: tuple[float, float]
     goal: str
+    missed: str
+    note: str = ""
 
     @property
     def report(self) -> str:
@@ -75,7 +81,7 @@ class CompressResult(Report):
         return self.to_markdown()
 
     def _table(self) -> Table:
-        head = ["candidate", "kB", "MFLOPs", "ms", "metric", ""]
+        head = ["candidate", "kB", "MFLOPs", "ms", "metric", "in float", ""]
         return Table(head, [self._cells(one) for one in (self.original, *self.front)])
 
     def _cells(self, one: Candidate) -> list[str]:
@@ -88,18 +94,21 @@ class CompressResult(Report):
             number("{:,.2f}", one.flops, 1e6),
             number("{:.3f}", one.latency, 1e-3),
             f"{one.metric:.4f}",
+            f"{one.float_metric:.4f}",
             "chosen" if one is self.chosen else "",
         ]
 
     def _notes(self) -> list[str]:
         after, before = self.verdict
-        told = (
-            "reached" if self.reached else "not reached: the nearest is what was chosen"
-        )
+        told = "reached"
+        if not self.reached:
+            nearest = f"{self.chosen.name}, where {self.missed}"
+            told = f"not reached: the nearest is {nearest}"
         return [
             f"{self.goal}: {told}",
             f"on the validation data, which were not used to choose: {after:.4f}, "
             f"the original {before:.4f}",
             f"{self.original.bytes / self.chosen.bytes:.1f} times smaller than the "
             "original as a float32 file",
+            *([self.note] if self.note else []),
         ]
