@@ -129,6 +129,29 @@ def test_litert(tmp_path):
             np.testing.assert_allclose(found[name], value, atol=1e-5)
 
 
+@pytest.mark.skipif(_backend != "tensorflow", reason="the conversion is TensorFlow's")
+def test_the_part_before_the_masks_is_int8(tmp_path):
+    for name in ("ai_edge_litert", "ai_edge_quantizer"):
+        pytest.importorskip(name)
+    model, path = images(), tmp_path / "m.tflite"
+    data = np.random.default_rng(2).normal(size=(64, 8, 8, 1)).astype("float32")
+    kt.export.to_litert(model, path, "int8", data, mc_samples=20, mc_seed=3)
+    found = kt.export.predict_litert(path, X)
+
+    body = keras.Model(model.input, model.layers[1].output)
+    features_path = kt.export.to_litert(body, tmp_path / "b.tflite", "int8", data)
+    features = kt.export.predict_litert(features_path, X)
+    head = keras.Model(model.layers[1].output, model.output)
+    for name, value in expected(head, features, None).items():
+        np.testing.assert_allclose(found[name], value, atol=0.01)
+
+    details = kt.export.load_litert(path).get_tensor_details()
+    shapes = {tuple(d["shape"]) for d in details if d["dtype"] == np.int8}
+    assert {(1, 6, 6, 4), (4, 3, 3, 1)} <= shapes  # the convolution and its kernel
+    assert (16, 144) in shapes  # the kernel behind the first masks, not their product
+    assert not {shape for shape in shapes if shape[0] == 20}
+
+
 def recurrent():
     parts = [layers.LSTM(4, dropout=0.3), layers.Dense(2)]
     return keras.Sequential([keras.Input((6, 4)), *parts])
@@ -162,9 +185,25 @@ def two_outputs():
         (images, {"mc_seed": -1}, "`mc_seed` must be an integer >= 0"),
         (
             images,
-            {"quantization": "int8"},
-            '`quantization` must be None, "float16" or "dynamic" with mc_samples',
+            {"quantization": "int16x8"},
+            'None, "float16", "dynamic" or "int8" with mc_samples',
         ),
+        (
+            images,
+            {"quantization": "int8", "io_dtype": "int8", "representative_data": X},
+            '`io_dtype` must be "float32" with mc_samples',
+        ),
+        (
+            images,
+            {"quantization": "int8", "max_drop": 0.1, "representative_data": X},
+            "`max_drop` must be None with mc_samples",
+        ),
+        (
+            lambda: kt.quantization.quantize_aware(images()),
+            {"quantization": "int8"},
+            "None for a model that is trained for int8",
+        ),
+        (images, {"quantization": "int8"}, "`representative_data` must be an array"),
         (lambda: kt.models.build_mlp((4,), 2), {}, "at least one dropout layer"),
     ],
 )

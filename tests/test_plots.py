@@ -262,8 +262,30 @@ def test_regression_band_shows_the_true_values():
     mean = np.zeros((3, 1))
     mc = MCPrediction(mean, mean + 1, None, None, None, 5)
     ax = kt.plots.regression_band([0.0, 2.0, 1.0], mc, y=[1.0, 2.0, 3.0])
-    assert ax.get_legend_handles_labels()[1][-1] == "true"
+    assert ax.get_legend_handles_labels()[1][-1] == "true, 33.3% covered"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x", "y")
+
+
+def test_regression_band_along_one_of_several_features(rng):
+    from keras_trainkit.uncertainty import MCPrediction
+
+    x, mean = rng.normal(size=(6, 3)), rng.normal(size=(6, 1))
+    mc = MCPrediction(mean, np.abs(mean), None, None, None, 5)
+    ax = kt.plots.regression_band(x, mc, feature=2, groups=3)
+    (line,) = ax.get_lines()
+    order = np.argsort(x[:, 2])
+    np.testing.assert_allclose(line.get_xdata(), x[order, 2].reshape(3, 2).mean(1))
+    np.testing.assert_allclose(line.get_ydata(), mean[order, 0].reshape(3, 2).mean(1))
+    # With the others held fixed there is nothing to average.
+    x[:, :2] = 1.0
+    (line,) = kt.plots.regression_band(x, mc, feature=2).get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), mean[order, 0])
+    for wrong, match in (
+        ({"feature": 3}, "`feature` must be a column of x, from 0 to 2"),
+        ({"groups": 1}, "`groups` must be an integer >= 2"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            kt.plots.regression_band(x, mc, **wrong)
 
 
 def test_front_has_its_labels_inside():

@@ -113,3 +113,35 @@ def test_a_subclassed_model_is_refused():
 def test_bad_arguments(model, x, argument):
     with pytest.raises(ValueError, match=f"`{argument}` must be an integer"):
         kt.uncertainty.mc_predict(model, x, **{argument: -1})
+
+
+def test_coverage_of_the_intervals_of_a_regression():
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    mean, std = rng.normal(size=(500, 2)), rng.uniform(0.5, 2, size=(500, 2))
+    y = rng.normal(mean, std + 1)
+    make = kt.uncertainty.MCPrediction
+    normal = make(mean, std, None, None, None, 5)
+    low, high = stats.norm.interval(0.8, mean, std)
+    inside = ((low <= y) & (y <= high)).mean()
+    assert 0.4 < inside < 0.7
+    assert normal.coverage(y, 0.8) == pytest.approx(inside)
+    said = f"80% intervals cover {inside:.1%} of the true values"
+    assert said in normal.summary(y, 0.8)
+    assert "cover" not in normal.summary()
+    noisy = make(mean, std, None, None, None, 5, aleatoric_std=std)
+    low, high = stats.norm.interval(0.8, mean, np.sqrt(2) * std)
+    assert noisy.coverage(y, 0.8) == ((low <= y) & (y <= high)).mean()
+    samples = rng.gumbel(size=(40, 500, 1))
+    kept = make(mean[:, :1], std[:, :1], None, None, None, 40, samples=samples)
+    low, high = np.quantile(samples, [0.1, 0.9], axis=0)
+    found = ((low <= y[:, :1]) & (y[:, :1] <= high)).mean()
+    assert kept.coverage(y[:, 0], 0.8) == found
+    classes = make(mean, std, mean[:, 0], mean[:, 0], mean[:, 0], 5)
+    for one, labels, match in (
+        (normal, y[:, :1], r"`y` must be of shape \(500, 2\)"),
+        (classes, y, "`prediction` must be a regression"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            one.coverage(labels)

@@ -32,7 +32,7 @@ from keras_trainkit.export._int4 import pack_int4
 from keras_trainkit.export._litert_float import float_probabilities
 from keras_trainkit.export._litert_run import LiteRTRunner, set_order, tensorflow_ops
 from keras_trainkit.export._remedies import describe
-from keras_trainkit.export._selective import quantize_selectively
+from keras_trainkit.export._selective import quantize_body, quantize_selectively
 
 # The largest root-mean-square error of each format, relative to that of the outputs; a
 # larger one means that the file is not the model. Single outputs may differ by more;
@@ -82,7 +82,9 @@ def to_litert(
     head behind `aleatoric_std`), in this order. They are those of
     `kt.uncertainty.mc_predict(model, x, mc_samples, noise="shared", seed=mc_seed)`:
     the masks, the same for every row, are constants in the file. The layers that no
-    dropout affects run once for each row.
+    dropout affects run once for each row. With `"int8"` these are int8, the products
+    behind them have int8 weights and float activations, and the rest is float. Needs
+    ai-edge-quantizer (extra `export`).
 
     Args:
         model: A built Sequential or Functional model, or another that has been called.
@@ -139,9 +141,7 @@ def to_litert(
     if io_dtype == "int8" and quantization != "int8":
         reject("io_dtype", io_dtype, '"float32" unless quantization="int8"')
     if mc_samples is not None:
-        if quantization in _CALIBRATED:
-            expected = 'None, "float16" or "dynamic" with mc_samples'
-            reject("quantization", quantization, expected)
+        _check_sampled(model, quantization, representative_data, io_dtype, max_drop)
         model = sampled(model, mc_samples, mc_seed, mc_task)
     _check_drop(model, quantization, representative_data, max_drop, labels)
     specs = input_specs(model)
@@ -153,10 +153,13 @@ def to_litert(
     elif quantization in _CALIBRATED:
         reject("representative_data", None, f'an array of inputs for "{quantization}"')
     check_steps(model)
+    # Quantized from the float file, since the converter cannot leave a part out.
+    body_only = quantization == "int8" and mc_samples is not None
+    later = max_drop is not None or body_only
     with whole_file(path, ".tflite") as target:
         options: dict[str, Any] = {
-            "quantization": None if max_drop is not None else quantization,
-            "io_dtype": "float32" if max_drop is not None else io_dtype,
+            "quantization": None if later else quantization,
+            "io_dtype": "float32" if later else io_dtype,
             "names": [spec.name for spec in keras.tree.flatten(specs)],
         }
         if keras.backend.backend() == "tensorflow":
@@ -171,9 +174,11 @@ def to_litert(
             )
         if strange := tensorflow_ops(target):
             reject("model", model.name, describe(model, "LiteRT", strange))
-        if max_drop is not None and arrays is not None:
+        named = dict(zip(options["names"], arrays or [], strict=arrays is not None))
+        if body_only:
+            quantize_body(target, named)
+        elif max_drop is not None and arrays is not None:
             x = keras.tree.pack_sequence_as(specs, arrays)
-            named = dict(zip(options["names"], arrays, strict=True))
             quantize_selectively(
                 model, target, x, named, labels, max_drop, io_dtype == "int8"
             )
@@ -182,6 +187,25 @@ def to_litert(
         set_order(target, options["names"])
         _check(model, specs, target, quantization, arrays)
     return Path(path)
+
+
+def _check_sampled(
+    model: keras.Model, quantization: Any, data: Any, io_dtype: str, max_drop: Any
+) -> None:
+    """Raise where `mc_samples` does not fit the other arguments."""
+    if quantization == "int16x8":
+        expected = 'None, "float16", "dynamic" or "int8" with mc_samples'
+        reject("quantization", quantization, expected)
+    if io_dtype != "float32":
+        reject("io_dtype", io_dtype, '"float32" with mc_samples, for they are float')
+    if max_drop is not None:
+        reject("max_drop", max_drop, "None with mc_samples")
+    if quantization != "int8":
+        return
+    if quantized_layers(model):
+        expected = 'None for a model that is trained for int8, or no "mc_samples"'
+        reject("quantization", quantization, expected)
+    _check_quantizer()
 
 
 def _check_drop(
@@ -198,6 +222,10 @@ def _check_drop(
         reject("max_drop", max_drop, expected)
     if quantized_layers(model):
         reject("max_drop", max_drop, "None for a model that is trained for int8")
+    _check_quantizer()
+
+
+def _check_quantizer() -> None:
     if importlib.util.find_spec("ai_edge_quantizer") is None:
         raise ImportError(
             'ai-edge-quantizer is not installed: pip install "keras-trainkit[export]"'

@@ -50,6 +50,13 @@ class LiteRTRunner:
         several = len(self._outputs) > 1
         return list(self._outputs) if signed and several and not numbered else None
 
+    @property
+    def batch_size(self) -> int | None:
+        """The rows of each pass, None where it takes any number."""
+        details = next(iter(self._inputs.values()))
+        rows = int(details["shape_signature"][0])
+        return rows if rows > 0 else None
+
     def shapes(self) -> dict[str, tuple]:
         """The shape of each input, with 1 for sizes that are open."""
         return {name: tuple(d["shape"]) for name, d in self._inputs.items()}
@@ -196,6 +203,27 @@ def scopes(content: bytes) -> set[str]:
     model = schema.ModelT.InitFromPackedBuf(content)
     names = [t.name.decode() for g in model.subgraphs for t in g.tensors]
     return {part for name in names for part in re.split("[/;]", name)[:-1]}
+
+
+def outputs_behind(content: bytes, pattern: str) -> list[str]:
+    """The names of what a file computes from a tensor with a name like a pattern.
+
+    Args:
+        content: The file's.
+        pattern: A regular expression, to be found in a name.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    found: list[str] = []
+    for graph in schema.ModelT.InitFromPackedBuf(content).subgraphs:
+        names = [tensor.name.decode() for tensor in graph.tensors]
+        behind = {i for i, name in enumerate(names) if re.search(pattern, name)}
+        # Their order is that of execution.
+        for op in graph.operators:
+            if not behind.isdisjoint((*op.inputs, *op.outputs)):
+                behind.update(op.outputs)
+                found += [names[i] for i in op.outputs]
+    return found
 
 
 def tensorflow_ops(path: str | os.PathLike) -> list[tuple[str, str]]:

@@ -15,11 +15,14 @@ from keras_trainkit._model.graph import Call, is_graph, read
 from keras_trainkit._model.kernels import kernels
 from keras_trainkit.export._files import converting
 from keras_trainkit.export._litert_float import float_probabilities
-from keras_trainkit.export._litert_run import LiteRTRunner, scopes
+from keras_trainkit.export._litert_run import LiteRTRunner, outputs_behind, scopes
 from keras_trainkit.export._quantization_report import quantization_report
 
+# The scopes of the layers that hold the masks of the samples, as `mc_graph` names them.
+MASKS = r"(^|[/;])masks_\d+_"
 # An output that costs so much more than the weights has channels that are too large.
 _OUTLIERS_DB = 6.0
+_CALIBRATED_AT_ONCE = 16
 
 
 def quantize_selectively(
@@ -99,9 +102,7 @@ class _Search:
         made = quantizer.Quantizer(bytearray(self._content))
         made.add_static_config(".*", ops.ALL_SUPPORTED, 8, 8)
         if self._ranges is None:
-            # It shows a progress bar.
-            with contextlib.redirect_stderr(io.StringIO()):
-                self._ranges = made.calibrate(self._calibration())
+            self._ranges = _ranges(made, self._file, self._arrays)
         if not self._int8_inputs:
             for end in (ops.INPUT, ops.OUTPUT):
                 made.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
@@ -114,22 +115,72 @@ class _Search:
         found = made.quantize(self._ranges, enable_progress_report=False)
         self._file.write_bytes(found.quantized_model)
 
-    def _calibration(self) -> dict[str, list[dict[str, np.ndarray]]]:
-        key = LiteRTRunner(self._file).signature
-        rows = len(next(iter(self._arrays.values())))
-        return {
-            key: [
-                {name: array[i : i + 1] for name, array in self._arrays.items()}
-                for i in range(rows)
-            ]
-        }
-
     def _classes(self) -> np.ndarray:
         found = LiteRTRunner(self._file)(self._arrays)
         if len(found) != 1 or found[0].ndim != 2 or found[0].shape[1] < 2:
             shapes = [y.shape for y in found]
             reject("max_drop", shapes, "None for a model without one output of classes")
         return found[0].argmax(1)
+
+
+def quantize_body(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Make int8 what in a file comes before the masks of its samples.
+
+    The products behind them have int8 weights and float activations, and the rest is
+    float: in int8 the samples of a row would hardly differ, and their entropies less.
+
+    Args:
+        file: A float32 file with samples of Monte Carlo dropout, which is replaced.
+        arrays: Representative inputs by the names of the file's.
+
+    Raises:
+        ImportError: If ai-edge-quantizer is not installed.
+        RuntimeError: If the quantization failed.
+    """
+    content = file.read_bytes()
+    with converting("int8"):
+        file.write_bytes(_with_int8_body(content, file, arrays))
+
+
+def _with_int8_body(content: bytes, file: Path, arrays: dict[str, np.ndarray]) -> bytes:
+    from ai_edge_quantizer import qtyping, quantizer
+
+    ops = qtyping.TFLOperationName
+    made = quantizer.Quantizer(bytearray(content))
+    made.add_static_config(".*", ops.ALL_SUPPORTED, 8, 8)
+    ranges = _ranges(made, file, arrays)
+    for end in (ops.INPUT, ops.OUTPUT):
+        made.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
+    for name in outputs_behind(content, MASKS):
+        exactly = f"(^|;){re.escape(name)}(;|$)"
+        made.update_quantization_recipe(
+            exactly, ops.ALL_SUPPORTED, algorithm_key="no_quantize"
+        )
+        made.add_dynamic_config(exactly, ops.FULLY_CONNECTED, 8)
+    return made.quantize(ranges, enable_progress_report=False).quantized_model
+
+
+def _ranges(made: Any, file: Path, arrays: dict[str, np.ndarray]) -> Any:
+    """The smallest and largest value of each tensor of a float file, for a Quantizer.
+
+    In parts, each by itself, for over several inputs the Quantizer would take moving
+    averages, and with these cut off what is large only sometimes.
+    """
+    runner = LiteRTRunner(file)
+    size = runner.batch_size or _CALIBRATED_AT_ONCE
+    key, rows = runner.signature, len(next(iter(arrays.values())))
+    total: dict[str, dict[str, Any]] = {}
+    for start in range(0, rows, size):
+        part = slice(start, start + size)
+        # It shows a progress bar.
+        with contextlib.redirect_stderr(io.StringIO()):
+            found = made.calibrate({key: [{n: a[part] for n, a in arrays.items()}]})
+        for name, new in found.items():
+            old = total.setdefault(name, dict(new))
+            for end, function in (("min", np.minimum), ("max", np.maximum)):
+                if end in new:
+                    old[end] = function(old[end], new[end])
+    return total
 
 
 def _with_readers(model: keras.Model, name: str) -> set[str]:

@@ -1,12 +1,12 @@
 """Figures of uncertainty."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_trainkit._checks import check_in_range, reject
+from keras_trainkit._checks import check_in_range, check_integer, reject
 from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -109,18 +109,26 @@ def regression_band(
     ax: Any = None,
     *,
     y: np.ndarray | None = None,
+    feature: int = 0,
+    groups: int = 20,
 ) -> Any:
-    """Draw a regression with its uncertainty over one input.
+    """Draw a regression with its uncertainty along one feature.
+
+    Where the rows differ in other features too, mean and bands are averages over
+    groups of rows that are next to each other along this one.
 
     Args:
-        x: The input of each row, `(rows,)`, in any order.
+        x: The input of each row, `(rows,)` or `(rows, features)`, in any order.
         prediction: An `MCPrediction` of those rows with one output. With samples, the
             darker band has the central fraction `level` of them; else it is what a
             normal distribution gives. Where there is aleatoric noise, a lighter band
             adds it.
         level: Fraction of the distribution inside the bands.
         ax: Where to draw; a new figure by default.
-        y: The true values, `(rows,)` or `(rows, 1)`, drawn as points.
+        y: The true values, `(rows,)` or `(rows, 1)`, drawn as points; the legend has
+            how many of them the widest band of their own row covers.
+        feature: The column of `x` to draw along.
+        groups: How many groups of rows, of about equal size, are averaged.
 
     Returns:
         The Axes.
@@ -134,34 +142,54 @@ def regression_band(
         >>> mc = kt.uncertainty.mc_predict(model, x, 20, seed=0)
         >>> ax = kt.plots.regression_band(x[:, 0], mc)
     """
-    x = np.ravel(x)
+    x, means = _along(x, feature, groups)
     if prediction.mean.shape != (len(x), 1):
         reject("prediction", prediction.mean.shape, f"of one output and {len(x)} rows")
     check_in_range("level", level, 0, 1, closed="neither")
     ax = axes_or_new(ax)
-    order = np.argsort(x)
-    mean = prediction.mean[order, 0]
+    mean = prediction.mean[:, 0]
     width = NormalDist().inv_cdf((1 + level) / 2)
 
     def band(low, high, alpha, label):
-        ax.fill_between(x[order], low, high, color="C0", alpha=alpha, lw=0, label=label)
+        low, high = means(low), means(high)
+        ax.fill_between(means(x), low, high, color="C0", alpha=alpha, lw=0, label=label)
 
     if prediction.aleatoric_std is not None:
-        total = width * prediction.total_std[order, 0]
+        total = width * prediction.total_std[:, 0]
         band(mean - total, mean + total, 0.15, f"{level:.0%}, with the noise")
     if prediction.samples is None:
-        own = width * prediction.std[order, 0]
+        own = width * prediction.std[:, 0]
         low, high = mean - own, mean + own
     else:
-        low, high = (bound[order, 0] for bound in prediction.interval(level))
+        low, high = (bound[:, 0] for bound in prediction.interval(level))
     band(low, high, 0.35, f"{level:.0%} of the model")
-    ax.plot(x[order], mean, color="C0", label="mean")
+    ax.plot(means(x), means(mean), color="C0", label="mean")
     if y is not None:
-        ax.plot(x, np.ravel(y), ".", ms=4, color="0.3", label="true")
+        label = f"true, {prediction.coverage(y, level):.1%} covered"
+        ax.plot(x, np.ravel(y), ".", ms=4, color="0.3", label=label)
     ax.set(xlabel="x", ylabel="y")
     ax.legend()
     ax.grid(alpha=0.3)
     return ax
+
+
+def _along(x: Any, feature: int, groups: int) -> tuple[np.ndarray, Callable]:
+    """A feature of each row, and what sorts a value of each row by it and averages."""
+    x = np.asarray(x)
+    check_integer("groups", groups, minimum=2)
+    if x.ndim not in (1, 2):
+        reject("x", x.shape, "of shape (rows,) or (rows, features)")
+    columns = x.reshape(len(x), -1)
+    last = columns.shape[1] - 1
+    check_integer("feature", feature, minimum=0)
+    if feature > last:
+        reject("feature", feature, f"a column of x, from 0 to {last}")
+    own, others = columns[:, feature], np.delete(columns, feature, axis=1)
+    order = np.argsort(own, kind="stable")
+    if (others == others[:1]).all():
+        return own, lambda values: values[order]
+    parts = np.array_split(order, min(groups, len(order)))
+    return own, lambda values: np.array([values[part].mean() for part in parts])
 
 
 def intervals(

@@ -28,15 +28,17 @@ class FixedMasks(layers.Layer):
 
     Args:
         shape: `(samples, *mask)`; a size of 1 is broadcast.
+        spread: Whether the inputs are rows, of which each sample gets a copy.
         **kwargs: Passed to `keras.layers.Layer`.
 
     Call arguments:
-        inputs: `(samples * rows, ...)`, the rows of each sample together.
+        inputs: `(samples * rows, ...)`, the rows of each sample together; `(rows, ...)`
+            with `spread`.
     """
 
-    def __init__(self, shape, **kwargs):
+    def __init__(self, shape, spread=False, **kwargs):
         super().__init__(**kwargs)
-        self.shape = tuple(shape)
+        self.shape, self.spread = tuple(shape), spread
         samples, *mask = self.shape
         self.scale, self.offset = (
             self.add_weight(
@@ -47,16 +49,21 @@ class FixedMasks(layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        samples, rest = self.shape[0], tuple(inputs.shape[1:])
+        copies, rest = 1 if self.spread else self.shape[0], tuple(inputs.shape[1:])
         scale, offset = (ops.cast(w, inputs.dtype) for w in (self.scale, self.offset))
-        x = ops.reshape(inputs, (samples, -1, *rest)) * scale + offset
+        # Broadcast, for a copy of a wide input takes as long as its product.
+        x = ops.reshape(inputs, (copies, -1, *rest)) * scale + offset
         return ops.reshape(x, (-1, *rest))
 
     def compute_output_shape(self, input_shape):
-        return input_shape
+        rows, *rest = input_shape
+        if self.spread and rows is not None:
+            rows *= self.shape[0]
+        return (rows, *rest)
 
     def get_config(self):
-        return {**super().get_config(), "shape": self.shape}
+        config = {"shape": self.shape, "spread": self.spread}
+        return {**super().get_config(), **config}
 
 
 def mc_graph(
@@ -146,21 +153,21 @@ class _Built:
             return values[edge]
 
         for call in network.random:
-            tensors = [get(edge) for edge in call.inputs]
             if call.layer in dropping and isinstance(call.layer, PURE_DROPOUTS):
-                outputs = [self._masked(call.layer, tensors[0])]
+                (edge,) = call.inputs
+                outputs = [self._masked(call.layer, values[edge], edge not in random)]
             elif not set(dropping).isdisjoint(_parts(call.layer)):
                 kind = type(call.layer).__name__
                 expected = "one whose dropouts are layers of their own"
                 reject("model", f"{call.layer.name}, a {kind}", expected)
             else:
-                outputs = run(call, tensors)
+                outputs = run(call, [get(edge) for edge in call.inputs])
             values.update(zip(call.outputs, outputs, strict=True))
             random.update(call.outputs)
         (edge,) = network.outputs
         self.samples = get(edge)
 
-    def _masked(self, layer, x):
+    def _masked(self, layer, x, spread):
         shape = tuple(x.shape[1:])
         if not isinstance(layer, (layers.AlphaDropout, layers.GaussianDropout)):
             shape = mask_shape(layer, shape)
@@ -175,7 +182,7 @@ class _Built:
         if isinstance(layer, layers.AlphaDropout):
             second = ops.convert_to_numpy(twin.drop(layer, ops.zeros(whole)))
         self._count += 1
-        masks = FixedMasks(whole, name=f"masks_{self._count}_{layer.name}")
+        masks = FixedMasks(whole, spread, name=f"masks_{self._count}_{layer.name}")
         masks.set_weights([(first - second)[:, None], second[:, None]])
         return masks(x)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from keras_trainkit._checks import check_in_range
+from keras_trainkit._checks import check_in_range, reject
 from keras_trainkit._table import Report, Table
 
 
@@ -102,9 +103,55 @@ class MCPrediction(Report):
         low, high = self.quantile([(1 - level) / 2, (1 + level) / 2])
         return low, high
 
-    def summary(self) -> str:
-        """The shapes and the mean uncertainties in one line."""
+    def coverage(self, y: Any, level: float = 0.9) -> float:
+        """How many of the true values of a regression are inside the intervals.
+
+        Only where it is about `level` do the intervals say what they seem to:
+        `ConformalRegressor` makes it so.
+
+        Args:
+            y: The true values, `(rows, outputs)`, or `(rows,)` for one output.
+            level: The fraction of the distribution inside, in `(0, 1)`. The interval
+                is `interval(level)` where samples were kept and there is no aleatoric
+                noise; else that of a normal distribution with `total_std`.
+
+        Returns:
+            A fraction, over all rows and outputs.
+
+        Raises:
+            ValueError: If the task is no regression, or `y` has another shape.
+        """
+        if self.predictive_entropy is not None:
+            expected = "a regression; for classes, `expected_calibration_error`"
+            reject("prediction", "a classification", expected)
+        truth = np.asarray(y)
+        if truth.shape != self.mean.shape and (
+            self.mean.shape[1:] != (1,) or truth.shape != self.mean.shape[:1]
+        ):
+            reject("y", truth.shape, f"of shape {self.mean.shape}")
+        truth = truth.reshape(self.mean.shape)
+        if self.samples is not None and self.aleatoric_std is None:
+            low, high = self.interval(level)
+        else:
+            check_in_range("level", level, 0, 1, closed="neither")
+            width = NormalDist().inv_cdf((1 + level) / 2) * self.total_std
+            low, high = self.mean - width, self.mean + width
+        return float(np.mean((low <= truth) & (truth <= high)))
+
+    def summary(self, y: Any = None, level: float = 0.9) -> str:
+        """The shapes and the mean uncertainties in one line.
+
+        Args:
+            y: The true values of a regression, to add the coverage of its intervals.
+            level: As in `coverage`.
+
+        Returns:
+            One line.
+        """
         means = ", ".join(f"{name} {value}" for name, value in self._means())
+        if y is not None:
+            covered = self.coverage(y, level)
+            means += f"; {level:.0%} intervals cover {covered:.1%} of the true values"
         return f"MCPrediction({self._count()}; in the mean, {means})"
 
     def _count(self) -> str:
