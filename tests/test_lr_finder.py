@@ -1,4 +1,6 @@
 import random
+import sys
+import threading
 
 import keras
 import numpy as np
@@ -479,6 +481,53 @@ def test_sweep_trains_each_rate_from_the_same_start(data):
     np.testing.assert_allclose(loss[1], expected, rtol=1e-6)
 
 
+def test_sweep_in_processes_needs_joblib(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    with pytest.raises(ImportError, match="pip install joblib"):
+        kt.lr_sweep(make_model, [0.1], *data, n_jobs=2)
+
+
+def test_sweep_refuses_threads(data):
+    joblib = pytest.importorskip("joblib")
+    with (
+        joblib.parallel_config(backend="threading"),
+        pytest.raises(ValueError, match=r"seeds are shared.*Received: n_jobs=2"),
+    ):
+        kt.lr_sweep(make_model, [0.1], *data, n_jobs=2)
+
+
+@pytest.mark.slow
+def test_sweep_in_processes_gives_the_same_bits(data):
+    pytest.importorskip("joblib")
+    x, y = data[0], data[1]
+    lock = threading.Lock()
+
+    class Unregistered(keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    def build(held=None):
+        model = keras.Sequential(
+            [
+                keras.Input(x.shape[1:]),
+                Unregistered(),
+                keras.layers.Lambda(lambda inputs: inputs + 1),
+                keras.layers.Dropout(0.3),
+                keras.layers.Dense(10, "softmax"),
+            ]
+        )
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
+
+    options = {"epochs": 2, "progress": False}
+    one = kt.lr_sweep(build, [1e-3, 1e-2, 1e30], x, y, **options)
+    two = kt.lr_sweep(build, [1e-3, 1e-2, 1e30], x, y, n_jobs=2, **options)
+    np.testing.assert_array_equal(two.rates, one.rates)
+    np.testing.assert_array_equal(two.curves["loss"], one.curves["loss"])
+    with pytest.raises(ValueError, match=r"cannot be sent.*lock.*Received: n_jobs=2"):
+        kt.lr_sweep(lambda: build(lock), [0.1], x, y, n_jobs=2, **options)
+
+
 def test_sweep_shows_what_diverged(data):
     def build():
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
@@ -603,6 +652,7 @@ def test_the_rate_for_one_cycle():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"n_jobs": 0}, "`n_jobs` must be a number of processes"),
         ({"epochs": 0}, "`epochs` must be an integer >= 1"),
         ({"x": iter([])}, "`x` must be arrays or a dataset"),
         ({"rates": [np.nan]}, "`rates` must be a finite number > 0"),

@@ -1,12 +1,7 @@
 """What is damaged or makes no sense is refused in one line."""
 
-import json
-import os
-import subprocess
-import sys
 import zipfile
 
-import data_parallel_job
 import keras
 import numpy as np
 import pytest
@@ -284,34 +279,6 @@ def test_where_is_an_expression_or_a_function(where):
 
 
 # --- Many devices
-
-
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution")
-def test_eight_devices_give_what_one_gives():
-    run = subprocess.run(
-        [sys.executable, data_parallel_job.__file__],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
-    )
-    assert run.returncode == 0, run.stderr
-    one, eight = json.loads(run.stdout)
-    assert one.pop("devices") == 1
-    assert eight.pop("devices") == 8
-    for name, expected in one.items():
-        for got, want in zip(eight[name], expected, strict=True):
-            # A sum over devices is added in another order.
-            np.testing.assert_allclose(
-                np.array(got, float), np.array(want, float), rtol=1e-4, atol=1e-6
-            )
-    for kernel in eight["pruning"][1::2]:
-        assert np.mean(np.array(kernel) == 0) == 0.5
-    # The last rate of OneCycle's three epochs, by its definition.
-    assert eight["one_cycle"][0][-1] == pytest.approx(0.1 / 25 / 1e4, rel=1e-3)
-    assert eight["find_lr"][1][0] is not None
 
 
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's wrapper")

@@ -17,6 +17,7 @@ from keras_trainkit._checks import (
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.optimizer import has_schedule
 from keras_trainkit._training.several_optimizers import Movements, optimizer_named
+from keras_trainkit.lr_finder._processes import Settings, in_processes
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +69,7 @@ def lr_sweep(
     seed: int = 0,
     progress: bool = True,
     optimizer: str | None = None,
+    n_jobs: int = 1,
     **fit_options: Any,
 ) -> LRSweepResult:
     """Train a new model at each of several learning rates.
@@ -82,16 +84,22 @@ def lr_sweep(
         seed: Seed of `keras.utils.set_random_seed` before each training, so that all
             start with the same weights and the same order of the data.
         progress: Whether to show a progress bar.
-        optimizer: The attribute of the optimizer whose rate to vary, if the model's
-            `train_step` uses several; as in `kt.find_lr`.
-        **fit_options: Passed to `fit`, such as `validation_data` and `batch_size`.
+        optimizer: The attribute with the optimizer whose rate differs, as in
+            `kt.find_lr`, where the model's `train_step` uses several.
+        n_jobs: Number of trainings at a time, each in a process of its own, with the
+            result of one after the other; -1 for as many as there are cores. Needs
+            joblib, which scikit-learn brings; `joblib.parallel_config` chooses another
+            backend of joblib than its processes, such as Dask or Ray.
+        **fit_options: For `fit`, such as `validation_data` and `batch_size`.
 
     Returns:
         An `LRSweepResult`.
 
     Raises:
-        ValueError: If there are no rates or one is not positive, an argument is wrong,
-            or several optimizers train the model and none is named.
+        ValueError: If a rate is not positive, there is none, an argument is wrong,
+            several optimizers train the model and none is named, or what `n_jobs`
+            needs to send to other processes cannot be sent.
+        ImportError: If `n_jobs` needs joblib and it is not installed.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -111,28 +119,14 @@ def lr_sweep(
     check_integer("epochs", epochs, minimum=1)
     if isinstance(x, Iterator):
         reject("x", x, "arrays or a dataset: an iterator is used up by the first rate")
-    bar = keras.utils.Progbar(len(rates), unit_name="rate") if progress else None
-    histories = []
-    for count, rate in enumerate(rates, 1):
-        keras.utils.set_random_seed(seed)
-        model = build()
-        if not isinstance(model, keras.Model) or not model.compiled:
-            reject("build", model, "a function that returns a compiled Keras model")
-        chosen = optimizer_named(model, optimizer or "optimizer")
-        if has_schedule(chosen):
-            reject("build", chosen, "of a model whose learning rate is a number")
-        chosen.learning_rate = rate
-        movements = Movements(model)
-        options = {"verbose": 0, **fit_options}
-        options["callbacks"] = [
-            *options.get("callbacks", ()),
-            keras.callbacks.TerminateOnNaN(),
-        ]
-        history = model.fit(x, y, epochs=epochs, **options).history
-        movements.check(optimizer)
-        histories.append(history)
-        if bar is not None:
-            bar.update(count, [(name, ends[-1]) for name, ends in history.items()])
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, int) or not n_jobs:
+        reject("n_jobs", n_jobs, "a number of processes, or -1 for one for each core")
+    settings = Settings.current()
+    training = _Training(build, x, y, epochs, seed, optimizer, fit_options, settings)
+    if n_jobs == 1:
+        histories = _one_by_one(training, rates, progress)
+    else:
+        histories = in_processes(training, rates, n_jobs, progress)
     curves = {
         name: np.array(
             [_padded(history.get(name, []), epochs) for history in histories]
@@ -140,6 +134,52 @@ def lr_sweep(
         for name in dict.fromkeys(name for history in histories for name in history)
     }
     return LRSweepResult(np.array(rates), curves)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training that differs from the others in its learning rate alone."""
+
+    build: Callable[[], keras.Model]
+    x: Any
+    y: Any
+    epochs: int
+    seed: int
+    optimizer: str | None
+    fit_options: dict[str, Any]
+    settings: Settings
+
+    def __call__(self, rate: float) -> dict[str, list[float]]:
+        """What `fit` logs."""
+        self.settings.apply()
+        keras.utils.set_random_seed(self.seed)
+        model = self.build()
+        if not isinstance(model, keras.Model) or not model.compiled:
+            reject("build", model, "a function that returns a compiled Keras model")
+        chosen = optimizer_named(model, self.optimizer or "optimizer")
+        if has_schedule(chosen):
+            reject("build", chosen, "of a model whose learning rate is a number")
+        chosen.learning_rate = rate
+        movements = Movements(model)
+        options = {"verbose": 0, **self.fit_options}
+        options["callbacks"] = [
+            *options.get("callbacks", ()),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+        history = model.fit(self.x, self.y, epochs=self.epochs, **options).history
+        movements.check(self.optimizer)
+        return history
+
+
+def _one_by_one(training: _Training, rates: list[float], progress: bool) -> list[dict]:
+    bar = keras.utils.Progbar(len(rates), unit_name="rate") if progress else None
+    histories = []
+    for count, rate in enumerate(rates, 1):
+        histories.append(training(rate))
+        if bar is not None:
+            ends = [(name, values[-1]) for name, values in histories[-1].items()]
+            bar.update(count, ends)
+    return histories
 
 
 def _padded(values: list[float], epochs: int) -> list[float]:

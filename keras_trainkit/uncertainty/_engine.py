@@ -14,14 +14,19 @@ from keras_trainkit._keras import functional_part, run_node, sublayers
 from keras_trainkit._model import graph as _graph
 from keras_trainkit.uncertainty._fingerprint import fingerprint
 from keras_trainkit.uncertainty._noise import Noise, drops, live
+from keras_trainkit.uncertainty._shared_work import (
+    distribution_of,
+    divided,
+    num_devices,
+    on_each,
+)
+from keras_trainkit.uncertainty._sums import Sums, add, read, zeros
 
 # Numbers in the largest tensor of a pass: enough to keep the cores busy, but not much
 # more than fits their caches.
 _BUDGET = 2**22
 # Assumed numbers per row for a subclassed model, whose tensors are not known.
 _USUAL_WIDTH = 4096
-_TINY = float(np.finfo(np.float32).tiny)
-Sums = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,11 @@ class Plan:
         count: Number of samples.
         chunk: Number of samples that go through the model together.
         shared: Whether all rows have the same masks.
-        keep: Whether the samples are returned.
-        whole: Whether a batch is one object, such as a graph, not independent rows.
+        keep: Whether the samples are given back.
+        whole: Whether a batch is a whole, such as a graph, and not made of rows.
+        distribution: The `keras.distribution` whose devices share the work, or None.
+        by_samples: Whether each device gets some of the samples rather than of the
+            rows.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -45,6 +53,8 @@ class Plan:
     shared: bool
     keep: bool
     whole: bool = False
+    distribution: Any = None
+    by_samples: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,15 +91,34 @@ class Engine:
         self.settle()
 
     def batch_size(self) -> int:
-        """Return a good number of rows per batch."""
-        return min(max(_BUDGET // max(self.network.widths), 8), 4096)
+        """A good number of rows for a batch."""
+        of_a_device = min(max(_BUDGET // max(self.network.widths), 8), 4096)
+        return of_a_device * num_devices(distribution_of(self._parts))
+
+    def filled(self, rows: np.ndarray) -> np.ndarray:
+        """Rows with the last one repeated until each device gets as many."""
+        devices = num_devices(distribution_of(self._parts))
+        missing = -len(rows) % devices if len(rows) >= devices else 0
+        return np.pad(rows, (0, missing), mode="edge")
 
     def plan(self, inputs, outputs, count, shared, keep, whole) -> Plan:
         """Return the plan for drawing `count` samples of a batch."""
         shapes = tuple(x.shape for x in inputs)
-        most = max(_BUDGET // (shapes[0][0] * self.network.widths[1]), 1)
-        chunk = 1 if whole else -(-count // -(-count // most))
-        return Plan(shapes, tuple(outputs), count, chunk, shared, keep, whole)
+        distribution = None if whole else distribution_of(self._parts)
+        devices, rows = num_devices(distribution), shapes[0][0]
+        most = max(_BUDGET // (rows * self.network.widths[1]), 1)
+        # Several samples of a row go through together, so a device takes some of them,
+        # unless there are enough rows for each, or too few samples.
+        by_samples = devices > 1 and (rows < devices or (most > 1 and count >= devices))
+        if by_samples:
+            of_all = -(-count // devices)
+            chunk = devices * -(-of_all // -(-of_all // most))
+        elif whole or devices > 1:
+            chunk = 1
+        else:
+            chunk = -(-count // -(-count // most))
+        plan = (shapes, tuple(outputs), count, chunk, shared, keep, whole)
+        return Plan(*plan, distribution, by_samples)
 
     def settle(self) -> None:
         """Record the current state of the model as the one that was compiled."""
@@ -178,14 +207,16 @@ class Engine:
         """
         if plan not in self._compiled:
             self._compiled[plan] = _Compiled(self, plan)
-        return self._compiled[plan].predict_on_batch(
-            {
-                "x": inputs,
-                "rows": rows,
-                "seed": seed,
-                "first": np.array([first], np.int32),
-            }
-        )
+        data = {"x": inputs, "rows": rows}
+        others = {"seed": seed, "first": np.array([first], np.int32)}
+        distribution = plan.distribution
+        if distribution is not None:
+            # The layers that no dropout reaches share the rows in any case.
+            parted = len(rows) % num_devices(distribution) == 0
+            put = divided if parted else on_each
+            data = keras.tree.map_structure(lambda x: put(x, distribution), data)
+            others = {name: on_each(x, distribution) for name, x in others.items()}
+        return self._compiled[plan].predict_on_batch({**data, **others})
 
 
 def _begins_like(outputs: Any, alone: Any, rows: int, tolerance: float) -> bool:
@@ -261,12 +292,18 @@ class _Compiled(keras.Model):
             rows = ops.zeros((1,), "int32")
         fixed = network.first_part(data["x"])
 
+        def shared_out(x):
+            return divided(x, plan.distribution) if plan.by_samples else x
+
         def add_chunk(step, sums):
             numbers = step * chunk + ops.arange(chunk, dtype="int32")
-            noise = Noise(data["seed"], data["first"] + numbers, rows, batch)
+            samples = shared_out(data["first"] + numbers)
+            noise = Noise(data["seed"], samples, rows, batch)
             with live(self._engine.dropping, noise):
-                outputs = network.rest(fixed, lambda x: _spread(x, chunk, batch))
-            # The last chunk may extend beyond `count`; the surplus is not counted.
+                outputs = network.rest(
+                    fixed, lambda x: shared_out(_spread(x, chunk, batch))
+                )
+            # The last chunk may reach beyond the count.
             counted = None
             if plan.count % chunk:
                 counted = ops.cast(numbers < plan.count, "float32")
@@ -276,15 +313,15 @@ class _Compiled(keras.Model):
                 plan.outputs, keras.tree.flatten(outputs), sums, strict=True
             ):
                 x = ops.reshape(ops.cast(output, "float32"), (chunk, *shape))
-                readings = _read(kind, x)
-                new.append(_add(part, readings, counted, before))
+                readings = read(kind, x)
+                new.append(add(part, readings, counted, before))
                 if plan.keep:
                     place = (step * chunk, *([0] * len(shape)))
                     value = readings["value"]
                     new[-1]["samples"] = ops.slice_update(part["samples"], place, value)
             return new
 
-        sums = [_zeros(kind, shape) for kind, shape in plan.outputs]
+        sums = [zeros(kind, shape) for kind, shape in plan.outputs]
         steps = -(-plan.count // chunk)
         if plan.keep:
             for part in sums:
@@ -300,65 +337,6 @@ class _Compiled(keras.Model):
                 # Rows first, because `predict` concatenates along the first axis.
                 part["samples"] = ops.swapaxes(part["samples"][: plan.count], 0, 1)
         return sums
-
-
-def _read(kind: str, x: Any) -> Sums:
-    """Return the `value` of each sample, and the other terms to sum."""
-    if kind == "regression":
-        return {"value": x}
-    if kind == "heteroscedastic":
-        mean, log_variance = ops.split(x, 2, axis=-1)
-        return {"value": mean, "variance": ops.exp(log_variance)}
-    if kind == "binary":
-        entropy = _surprise(x) + _surprise(1 - x)
-        return {"value": x, "entropy": entropy, "votes": ops.cast(x > 0.5, "float32")}
-    p = ops.softmax(x, axis=-1) if kind == "logits" else x
-    votes = ops.one_hot(ops.argmax(p, axis=-1), p.shape[-1], dtype="float32")
-    return {"value": p, "entropy": ops.sum(_surprise(p), axis=-1), "votes": votes}
-
-
-def _surprise(p):
-    return -p * ops.log(ops.maximum(p, _TINY))
-
-
-def _zeros(kind: str, shape: tuple[int, ...]) -> Sums:
-    """Return the sums of zero samples."""
-    readings = _read(kind, ops.zeros((1, *shape)))
-    value = readings.pop("value")[0]
-    sums = {name: ops.zeros(x.shape[1:]) for name, x in readings.items()}
-    return {**sums, "mean": ops.zeros_like(value), "squares": ops.zeros_like(value)}
-
-
-def _add(sums: Sums, readings: Sums, counted: Any | None, before: Any) -> Sums:
-    """Add a chunk, `(samples, rows, ...)`, to the sums of `before` samples.
-
-    `counted` is 0 for samples that do not count, 1 for the others, or None.
-    """
-    value = readings["value"]
-    number = float(value.shape[0]) if counted is None else ops.sum(counted)
-
-    def total(x):
-        if counted is not None:
-            x = x * ops.reshape(counted, (-1, *[1] * (len(x.shape) - 1)))
-        return ops.sum(x, axis=0)
-
-    mean = total(value) / number
-    chunk = {name: total(x) for name, x in readings.items() if name != "value"}
-    chunk |= {"mean": mean, "squares": total(ops.square(value - mean))}
-    return merged(sums, before, chunk, number)
-
-
-def merged(sums: Sums, count: Any, more: Sums, number: Any) -> Sums:
-    """Merge the sums of `count` samples with those of `number` more; also for arrays.
-
-    Chan, Golub and LeVeque, Updating Formulae (1979), equation 2.1: stable however far
-    the values are from zero.
-    """
-    new = {name: sums[name] + x for name, x in more.items()}
-    gap = more["mean"] - sums["mean"]
-    new["mean"] = sums["mean"] + gap * number / (count + number)
-    new["squares"] = new["squares"] + gap * gap * count * number / (count + number)
-    return new
 
 
 def run(call: _graph.Call, tensors: list) -> list:

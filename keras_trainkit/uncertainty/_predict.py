@@ -18,11 +18,12 @@ from keras_trainkit._checks import (
 from keras_trainkit._keras import functional_part
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._training.batches import batches_of, columns, num_rows
-from keras_trainkit.uncertainty._engine import Engine, Sums, Trial, merged
+from keras_trainkit.uncertainty._engine import Engine, Trial
 from keras_trainkit.uncertainty._prediction import (
     count_of,
     prediction_of,
 )
+from keras_trainkit.uncertainty._sums import Sums, merged
 
 _TASKS = ("classification", "logits", "binary", "regression", "heteroscedastic")
 # Number of samples between checks of the standard error.
@@ -53,9 +54,13 @@ def mc_predict(
     generator advances. A mask depends only on the seed, the number of the sample and
     the number of the row, so the batch size does not change the result.
 
-    If the output for a row depends on the other rows, as for the nodes of a graph, a
-    batch is processed as a whole: all rows of arrays are one batch unless `batch_size`
-    is given, and `noise` makes no difference.
+    Under a `keras.distribution` on JAX the devices along the batch axis share the rows
+    of a batch, or the samples where several of them go through the model together. The
+    samples for a seed are those of one device.
+
+    Where the output for a row depends on the other rows, as for the nodes of a graph,
+    a batch goes through as a whole: all rows of arrays are one batch unless
+    `batch_size` says otherwise, and `noise` makes no difference.
 
     Args:
         model: A model with dropout: `Dropout`, `AlphaDropout`, `GaussianDropout`,
@@ -259,6 +264,9 @@ class _Draw:
     def __call__(
         self, chosen: np.ndarray, first: int, count: int, whole: bool = False
     ) -> list[Sums]:
+        asked = len(chosen)
+        if not whole:
+            chosen = self._engine.filled(chosen)
         inputs = self._inputs if whole else [a[chosen] for a in self._inputs]
         outputs = [
             (kind, shape if whole else (len(chosen), *shape[1:]))
@@ -269,6 +277,8 @@ class _Draw:
             inputs, outputs, count, self._shared, self._keep, whole
         )
         all_sums = self._engine.draw(inputs, rows, self._seed, first, plan)
+        if len(chosen) > asked:
+            all_sums = [{k: a[:asked] for k, a in sums.items()} for sums in all_sums]
         return [
             {**sums, "count": np.full(len(sums["mean"]), count)} for sums in all_sums
         ]
