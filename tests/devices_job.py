@@ -205,18 +205,6 @@ def check_up():
     return [[len(found.findings), found.healthy]]
 
 
-def predictors():
-    model, trained = learner(dropout=True), learner()
-    fit(model=trained)
-    model.set_weights(trained.get_weights())
-    p = model.predict(X, verbose=0)
-    scaling = kt.uncertainty.TemperatureScaling().fit(probabilities=p, y_true=Y)
-    laplace = kt.uncertainty.Laplace(model).fit(X, Y).predict(X[:40])
-    student = kt.uncertainty.distill(model, X, num_samples=8, epochs=1, seed=0)
-    outputs = keras.tree.flatten(student.predict(X[:40], verbose=0))
-    return [[scaling.temperature], laplace.mean, laplace.std, *outputs]
-
-
 def signal_report():
     report = kt.diagnostics.signal_report(learner(), X, Y)
     return [[layer.std, layer.gradient_norm] for layer in report.layers]
@@ -227,7 +215,7 @@ FEATURES = (
     *QUICK, mc_predict_few_samples, pruning, exponential, plateau, automatic_rate,
     lr_finder, unfreezing, layerwise, signal_logger, monitor, resumable,
     quantize_aware, clustering, fine_tune, surgeries, noise_scale, check_up,
-    predictors, signal_report,
+    signal_report,
 )  # fmt: skip
 
 
