@@ -213,6 +213,23 @@ def test_the_order_of_a_dataset_afterwards_is_the_same_as_without(search, x):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's own loader")
+def test_a_data_loader_shuffles_afterwards_as_without(x):
+    import torch
+
+    data = torch.utils.data.TensorDataset(torch.tensor(x), torch.tensor(x[:, :1]))
+    results = []
+    for searched in (False, True):
+        model = regression()
+        loader = torch.utils.data.DataLoader(data, batch_size=16, shuffle=True)
+        if searched:
+            kt.find_lr(model, loader, num_steps=12)
+        model.fit(loader, epochs=2, shuffle=False, verbose=0)
+        results.append(model.get_weights())
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_the_order_that_workers_read_ahead_is_the_same_as_without(x):
     def loss(y_true, y_pred):
         # The first fit builds the loss with a batch, while the workers read on. Where

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_trainkit._checks import refusing, reject
-from keras_trainkit._keras import sublayers
+from keras_trainkit._keras import sublayers, torch_rng_state
 from keras_trainkit._model.inputs import random_inputs as random_inputs
 
 # The largest error, relative to the largest output, attributed to rounding.
@@ -60,9 +60,11 @@ def _state_kept(model: Any) -> Iterator[None]:
     variables = getattr(model, "non_trainable_variables", [])
     numeric = [v for v in variables if v.dtype != "string"]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in numeric]
+    drawn = torch_rng_state()
     try:
         yield
     finally:
+        torch_rng_state(drawn)
         for variable, value in zip(numeric, values, strict=True):
             variable.assign(value)
 

@@ -1,5 +1,6 @@
 """`find_lr`: run a range test on a model, and restore the model."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -128,10 +129,8 @@ def find_lr(
         arXiv:1506.01186, section 3.3.
     """
     check_compiled(model)
-    search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
     if where is not None and optimizer is not None:
         reject("where", where, "None if `optimizer` names one of several")
-    search.where, search.verbose = where, verbose
     test = {
         "scale": scale,
         "optimizer": optimizer,
@@ -139,7 +138,11 @@ def find_lr(
         "stop_factor": stop_factor,
         "skip_start": skip_start,
     }
-    return _searched(search, min_lr, max_lr, num_steps, confirm, test)
+    # A model that is built here draws its weights, as it would in `fit`.
+    with random_states_kept() if model.built else contextlib.nullcontext():
+        search = _Search(model, x, y, batch_size, sample_weight, class_weight, seed)
+        search.where, search.verbose = where, verbose
+        return _searched(search, min_lr, max_lr, num_steps, confirm, test)
 
 
 def _searched(search, min_lr, max_lr, num_steps, confirm, test) -> LRFinderResult:

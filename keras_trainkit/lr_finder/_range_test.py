@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import sys
 from collections.abc import Iterator
 
 import keras
@@ -148,13 +149,21 @@ class RangeTest:
 
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Restore the random states of Python and NumPy, which shuffle and augment data."""
+    """Restore the random states that shuffle and augment data.
+
+    Python's, NumPy's and, where it is loaded, PyTorch's, from which every `DataLoader`
+    draws when it is read.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch = sys.modules.get("torch")
+    drawn = torch and torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        if torch:
+            torch.set_rng_state(drawn)
 
 
 class Watch(keras.callbacks.Callback):
