@@ -13,7 +13,6 @@ import io
 import os
 import resource
 import signal
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -27,6 +26,7 @@ from keras_trainkit import cli
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import bad_input
 from corruption import corruptions
 
 RNG = np.random.default_rng(0)
@@ -76,25 +76,58 @@ class Kill(keras.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(folder, epochs, kill_after):
+class Steps(keras.callbacks.Callback):
+    """Writes the rate and the momentum of each step, and the zeros after it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def on_train_batch_begin(self, batch, logs=None):
+        optimizer = self.model.optimizer
+        self.seen = float(optimizer.learning_rate), float(optimizer.momentum)
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.optimizer.iterations)
+        zeros = int((self.model.get_layer("hidden").get_weights()[0] == 0).sum())
+        with open(self.path, "a", encoding="utf-8") as file:
+            print(step, *self.seen, zeros, file=file)
+
+
+def train(folder, job, epochs, kill_after):
     """Train with a backup until killed, or to the end: then save the result."""
+    folder = Path(folder)
     model = learner(keras.optimizers.SGD(0.1, momentum=0.9))
     total = epochs * STEPS
-    callbacks = [
-        kt.callbacks.OneCycle(0.1, total_steps=total),
-        kt.pruning.MagnitudePruning(0.5, end_step=total // 2, frequency=4),
-        keras.callbacks.EarlyStopping("loss", patience=epochs),
-    ]
-    backup = kt.callbacks.Resumable(callbacks, Path(folder, "backup"))
-    others = [Kill(kill_after)] if kill_after else []
-    history = model.fit(
-        *(X, Y, 64 // STEPS, epochs),
-        shuffle=False,
-        verbose=0,
-        callbacks=[backup, *others],
-    ).history
-    series = [np.array(history[name]) for name in sorted(history)]
-    np.savez(Path(folder, "result.npz"), *state(model), *series)
+    pruning = kt.pruning.MagnitudePruning(0.5, end_step=total // 2, frequency=4)
+    if job == "BackupAndRestore":
+        backup = keras.callbacks.BackupAndRestore(folder / "backup")
+        cycle = kt.callbacks.OneCycle(0.1, total_steps=total)
+        callbacks = [cycle, pruning, backup]
+    else:
+        best = folder / "best.weights.h5"
+        inner = [
+            pruning,
+            keras.callbacks.EarlyStopping("loss", patience=epochs),
+            keras.callbacks.ReduceLROnPlateau("loss", patience=1, min_delta=0.05),
+            keras.callbacks.ModelCheckpoint(
+                best, "loss", save_best_only=True, save_weights_only=True
+            ),
+        ]
+        callbacks = [kt.callbacks.Resumable(inner, folder / "backup")]
+    callbacks.append(Steps(folder / "steps.txt"))
+    if kill_after:
+        callbacks.append(Kill(kill_after))
+    fit = model.fit(
+        *(X, Y, 64 // STEPS, epochs), shuffle=False, verbose=0, callbacks=callbacks
+    )
+    result = state(model)
+    if job != "BackupAndRestore":
+        # Keras's own forgets these.
+        result += [np.array(fit.history[name]) for name in sorted(fit.history)]
+        model.load_weights(best)
+        result += model.get_weights()
+    np.savez(folder / "result.npz", *result)
 
 
 def _result(folder):
@@ -102,29 +135,51 @@ def _result(folder):
         return [arrays[name] for name in arrays.files]
 
 
+def _steps(folder):
+    """What each step had when it was last taken."""
+    lines = Path(folder, "steps.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines)
+
+
+def _in_child(*arguments):
+    """Run `train` in a process that is forked before a backend has begun its work."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            train(*arguments)
+            code = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {str(error)[:300]}", flush=True)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def kills(count):
-    """Kill one training again and again at random steps; compare with the unbroken."""
-    rng = np.random.default_rng(1)
-    # A kill is in the first or second epoch after a resume.
-    epochs = count + 1
-    with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as torn:
-
-        def run(folder, kill_after):
-            command = [sys.executable, __file__, "train", "--folder", folder]
-            command += ["--count", str(epochs), "--after", str(kill_after)]
-            return subprocess.run(command, stderr=subprocess.DEVNULL).returncode
-
-        assert run(whole, 0) == 0
-        killed = 0
-        for _ in range(count):
-            code = run(torn, int(rng.integers(1, 2 * STEPS)))
-            killed += code == -signal.SIGKILL
-            if code == 0:
-                break
-        finished = Path(torn, "result.npz").exists() or run(torn, 0) == 0
-        good = finished and same(_result(whole), _result(torn))
-    faults = [] if good else ["the result is not that of the unbroken training"]
-    return f"{killed} SIGKILLs in a training of {epochs} epochs", faults
+    """Kill trainings again and again at random steps; compare with the unbroken."""
+    texts, faults = [], []
+    for job in ("BackupAndRestore", "Resumable"):
+        rng = np.random.default_rng(1)
+        # A kill is in the first or second epoch after a resume.
+        epochs, killed, code = count + 1, 0, None
+        with tempfile.TemporaryDirectory() as whole:
+            if _in_child(whole, job, epochs, 0):
+                faults.append(f"{job}: the unbroken training failed")
+                continue
+            with tempfile.TemporaryDirectory() as torn:
+                while killed < count and code in (None, -signal.SIGKILL):
+                    after = int(rng.integers(1, 2 * STEPS))
+                    code = _in_child(torn, job, epochs, after)
+                    killed += code == -signal.SIGKILL
+                if code == -signal.SIGKILL:
+                    code = _in_child(torn, job, epochs, 0)
+                if code or not same(_result(whole), _result(torn)):
+                    faults.append(f"{job}: the result is not that of the unbroken one")
+                elif _steps(whole) != _steps(torn):
+                    faults.append(f"{job}: a step's rate, momentum or zeros differ")
+        texts.append(f"{killed} SIGKILLs with {job} in {epochs} epochs")
+    return ", ".join(texts), faults
 
 
 # --- interruptions
@@ -272,152 +327,19 @@ def _command(arguments):
 
 # --- arguments
 
-BAD = {
-    "None": None,
-    "text": "abc",
-    "empty text": "",
-    "NaN": float("nan"),
-    "inf": float("inf"),
-    "-inf": float("-inf"),
-    "-1": -1,
-    "0": 0,
-    "-0.5": -0.5,
-    "2.5": 2.5,
-    "True": True,
-    "complex": 1j,
-    "[]": [],
-    "{}": {},
-    "object": object(),
-    "type": int,
-    "NaN array": np.full((4, 6), np.nan),
-    "empty array": np.zeros((0, 6)),
-    "rank 0": np.array(3.0),
-    "rank 5": np.zeros((1, 1, 1, 1, 1)),
-    "array of text": np.array(["a", "b"]),
-    "bytes": b"abc",
-}
-
-
-def calls():
-    """Sensible arguments for public callables; each is replaced in turn."""
-    s, c, u, d = kt.schedules, kt.callbacks, kt.uncertainty, kt.diagnostics
-    probabilities = np.full((4, 2), 0.5)
-    labels = np.array([0, 1, 0, 1])
-    constant = s.Constant(0.1)
-    cycle = {"pct_start": 0.3, "div_factor": 25.0, "final_div_factor": 1e4}
-    return {
-        s.OneCycle: {"max_lr": 0.1, "total_steps": 100, "anneal": "cos", **cycle},
-        s.OneCycleMomentum: {
-            "total_steps": 100,
-            "max_momentum": 0.95,
-            "base_momentum": 0.85,
-            "pct_start": 0.3,
-        },
-        s.Power: {"initial": 0.1, "steps": 10, "power": 1.0},
-        s.NaturalExponential: {
-            "initial": 0.1,
-            "decay_steps": 10,
-            "decay_rate": 0.5,
-        },
-        s.Cyclic: {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 10, "gamma": 1.0},
-        s.Warmup: {"schedule": constant, "warmup_steps": 5},
-        s.Sequential: {"schedules": [constant, constant], "boundaries": [5]},
-        s.Chained: {"schedules": [constant, constant]},
-        s.MultiStep: {"initial": 0.1, "milestones": [5, 10], "gamma": 0.5},
-        c.OneCycle: {"max_lr": 0.1, "momentum": (0.85, 0.95), "total_steps": 10},
-        c.ExponentialSchedule: {"initial": 0.1, "epochs": 2},
-        c.PowerSchedule: {"initial": 0.1, "epochs": 2, "power": 1.0},
-        c.PiecewiseConstantSchedule: {"boundaries": [1], "values": [0.1, 0.01]},
-        c.ApplySchedule: {"schedule": constant},
-        c.PlateauSchedule: {"schedule": constant, "patience": 1, "factor": 0.5},
-        c.LRFinder: {"min_lr": 1e-5, "max_lr": 1.0, "num_steps": 20},
-        kt.pruning.MagnitudePruning: {
-            "sparsity": 0.5,
-            "begin_step": 0,
-            "end_step": 10,
-            "frequency": 2,
-            "scope": "layer",
-        },
-        kt.pruning.prune_once: {"model": learner(), "sparsity": 0.5, "include": None},
-        kt.pruning.sparsity_report: {"model": learner()},
-        kt.optimizers.layerwise: {
-            "optimizer": keras.optimizers.SGD(0.1),
-            "rates": {"hidden": 0.1},
-        },
-        kt.constraints.MaxNorm: {"max_value": 1.0, "axis": "auto"},
-        kt.regularizers.Lp: {"p": 2.0, "strength": 0.1},
-        kt.folding.fold_batch_norm: {"model": learner(), "x": X},
-        kt.transfer.freeze: {"model": learner(), "layers": "hidden"},
-        kt.transfer.replace_head: {"model": learner(), "units": 3},
-        kt.flops: {"model": learner()},
-        u.expected_calibration_error: {
-            "y_true": labels,
-            "probabilities": probabilities,
-            "num_bins": 5,
-        },
-        u.nll: {"y_true": labels, "probabilities": probabilities},
-        u.brier_score: {"y_true": labels, "probabilities": probabilities},
-        u.mc_predict: {
-            "model": learner(),
-            "x": X[:4],
-            "num_samples": 2,
-            "batch_size": 4,
-            "noise": "independent",
-            "seed": 1,
-        },
-        kt.lr_finder.analyse: {
-            "lrs": np.geomspace(1e-5, 1, 60),
-            "losses": np.linspace(2, 1, 60),
-        },
-        d.signal_report: {"model": learner(), "x": X[:8], "y": Y[:8]},
-        d.self_normalization: {"model": learner(), "x": X[:8]},
-        kt.models.build_mlp: {
-            "input_shape": (6,),
-            "num_classes": 2,
-            "preset": "default",
-            "hidden_units": (8,),
-        },
-    }
-
 
 def arguments(count):
     """Every argument of public callables replaced by what makes no sense."""
     faults, tried, refused = [], 0, 0
-    for function, sensible in list(calls().items())[:count]:
-        model = sensible.get("model")
-        if _refusal(function, sensible) is not None:
-            faults.append(f"{function.__name__} refused what makes sense")
-        before = model and state(model)
-        trained = model and [layer.trainable for layer in model.layers]
-        for name in sensible:
-            for kind, value in BAD.items():
+    with bad_input.scratch_folder():
+        calls = [*bad_input.quick_calls().items(), *bad_input.slow_calls().items()]
+        for path, sensible in calls[:count]:
+            for where, fault in bad_input.try_out(path, sensible):
                 tried += 1
-                where = f"{function.__name__}({name}={kind})"
-                fault = _refusal(function, {**sensible, name: value})
-                refused += fault is not None
+                refused += fault == ""
                 if fault:
                     faults.append(f"{where}: {fault}")
-                if model and fault is not None and not same(before, state(model)):
-                    faults.append(f"{where} changed the model")
-                if model and fault is None:
-                    for layer, flag in zip(model.layers, trained, strict=True):
-                        layer.trainable = flag
     return f"{tried} calls, {refused} refused", faults
-
-
-def _refusal(function, options):
-    """None if the call was taken, empty if refused well, otherwise what was wrong."""
-    try:
-        function(**options)
-    except (ValueError, TypeError) as error:
-        text = str(error)
-        # Of two that do not fit each other, either may be named.
-        if "Received: " in text and any(f"`{one}`" in text for one in options):
-            return ""
-        return f"{type(error).__name__} without a name or Received: {text[:120]!r}"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:120]!r}"
-    return None
 
 
 # --- soak
@@ -460,15 +382,9 @@ PARTS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [part.__name__ for part in PARTS]
-    parser.add_argument("parts", nargs="+", choices=[*names, "train"])
+    parser.add_argument("parts", nargs="+", choices=names)
     parser.add_argument("--count", type=int)
-    # What a process that is to be killed is told.
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--after", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.parts == ["train"]:
-        train(options.folder, options.count, options.after)
-        return 0
     found = 0
     for part, usual in PARTS.items():
         if part.__name__ in options.parts:

@@ -8,7 +8,9 @@ that it can be used in an assignment. Errors say what was expected and end in
 import contextlib
 import math
 import operator
+import os
 from collections.abc import Hashable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import keras
@@ -25,7 +27,7 @@ def check_finite(name: str, value: Any, expected: str = "a finite number") -> fl
     try:
         # A bool is a number to Python; as a rate or a size it is a mistake.
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if isinstance(value, str) or not math.isfinite(number):
         reject(name, value, expected)
@@ -74,7 +76,21 @@ def check_integer(name: str, value: Any, *, minimum: int) -> int:
         reject(name, value, expected)
     if isinstance(value, bool) or number < minimum:
         reject(name, value, expected)
+    if number.bit_length() > 63:
+        reject(name, f"{number.bit_length()} bits", f"{expected} and < 2**63")
     return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise unless it is True or False."""
+    return bool(check_choice(name, value, (True, False)))
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return `value` as a path, or raise unless it is one."""
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        reject(name, value, "a path")
+    return Path(value)
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
@@ -101,7 +117,7 @@ def check_numbers(name: str, value: Any) -> np.ndarray:
     """Return `value` as an array of float64, or raise unless it holds numbers."""
     try:
         return np.asarray(value).astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         reject(name, value, "an array of numbers")
 
 

@@ -196,7 +196,7 @@ def _num_rows(name: str, size: float, total: int) -> int:
     expected = f"a fraction in [0, 1) or a number of rows in [1, {total})"
     if isinstance(size, bool) or not isinstance(size, int | float | np.number):
         reject(name, size, expected)
-    if not (0 <= size < 1 or (size == int(size) and 1 <= size < total)):
+    if not (0 <= size < 1 or (1 <= size < total and size == int(size))):
         reject(name, size, expected)
     return round(size * total) if size < 1 else int(size)
 

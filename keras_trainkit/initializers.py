@@ -4,7 +4,12 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._checks import (
+    check_built,
+    check_integer,
+    check_positive,
+    reject,
+)
 from keras_trainkit._model.graph import Call, Edge, Graph, check_graph, read
 from keras_trainkit._model.kernels import Kernel, kernels
 from keras_trainkit._model.select import paths
@@ -85,6 +90,9 @@ def lsuv(
     """
     check_positive("tolerance", tolerance)
     check_integer("max_iterations", max_iterations, minimum=1)
+    if seed is not None:
+        check_integer("seed", seed, minimum=0)
+    check_built(model)
     chosen = [layer for layer in _used(model, batch) if isinstance(layer, _LINEAR)]
     if not chosen:
         reject("model", model.name, "a model with a Dense layer or a convolution")
@@ -132,6 +140,7 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
         T. Salimans and D. Kingma, Weight Normalization (2016), arXiv:1602.07868,
         section 3.
     """
+    check_built(model)
     used = _used(model, batch)
     chosen = [layer for layer in used if isinstance(layer, WeightNormalization)]
     if not chosen:
@@ -247,9 +256,7 @@ def _last_layers(graph: Graph) -> list[Call]:
 
 def _used(model, batch) -> list[keras.layers.Layer]:
     """The model's layers in the order in which a batch passes them."""
-    if not model.built:
-        reject("model", model.name, "built")
-    found = outputs(model, batch, leaves(model))
+    found = outputs(model, batch, leaves(model), name="batch")
     return list(dict.fromkeys(layer for layer, _ in found))
 
 

@@ -5,7 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainkit._checks import check_integer
+from keras_trainkit._checks import (
+    check_flag,
+    check_integer,
+)
 
 __all__ = ["ExpectedCalibrationError"]
 
@@ -63,8 +66,8 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     ):
         super().__init__(name=name, dtype=dtype)
         self.num_bins = check_integer("num_bins", num_bins, minimum=1)
-        self.from_logits = from_logits
-        self.multi_label = multi_label
+        self.from_logits = check_flag("from_logits", from_logits)
+        self.multi_label = check_flag("multi_label", multi_label)
         zeros = keras.initializers.Zeros()
         self.surplus = self.add_weight(
             shape=(num_bins,), initializer=zeros, name="surplus"

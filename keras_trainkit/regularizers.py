@@ -9,7 +9,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_trainkit._checks import check_finite, check_positive, reject
+from keras_trainkit._checks import (
+    check_built,
+    check_finite,
+    check_positive,
+    reject,
+)
 from keras_trainkit._keras import patched, set_projection_option, sublayers
 from keras_trainkit._model.graph import is_graph
 from keras_trainkit._model.kernels import (
@@ -165,15 +170,14 @@ def apply(
         >>> len(model.losses)
         1
     """
-    if not model.built:
-        reject("model", model.name, "built")
+    check_built(model)
     if kernel is None and constraint is None:
         raise ValueError(
             "`kernel` or `constraint` must be given. "
             "Received: kernel=None, constraint=None"
         )
-    regularizer = keras.regularizers.get(kernel)
-    limit = keras.constraints.get(constraint)
+    regularizer = _known("kernel", kernel, keras.regularizers.get)
+    limit = _known("constraint", constraint, keras.constraints.get)
     chosen = [found for found in kernels(model) if _selected(found, where)]
     _check_trainable(model, where)
     if not chosen:
@@ -186,6 +190,13 @@ def apply(
     # The compiled functions were made without them.
     model.train_function = model.test_function = None
     return [found.variable.path for found in chosen]
+
+
+def _known(name: str, value: Any, get: Callable[[Any], Any]) -> Any:
+    try:
+        return get(value)
+    except (TypeError, ValueError):
+        reject(name, value, "one of Keras's, by name, or a function")
 
 
 def _check_trainable(model, where) -> None:

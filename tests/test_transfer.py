@@ -485,7 +485,7 @@ class TestFineTune:
             ({"epochs": 1, "head": "haed"}, "matches a layer"),
         ],
     )
-    def test_bad_arguments(self, arguments, message):
+    def test_bad_arguments(self, arguments, message, tmp_path):
         model = classifier()
         x, y = inputs_of(model), np.zeros(4, "int32")
         with pytest.raises(ValueError, match="a compiled model"):
@@ -493,6 +493,10 @@ class TestFineTune:
         model.compile("sgd", "sparse_categorical_crossentropy")
         with pytest.raises(ValueError, match=message):
             kt.transfer.fine_tune(model, x, y, **arguments)
+        backup = keras.callbacks.BackupAndRestore(tmp_path)
+        for callback in (backup, kt.callbacks.Resumable([], tmp_path)):
+            with pytest.raises(ValueError, match="cannot tell the two fits apart"):
+                kt.transfer.fine_tune(model, x, y, epochs=1, callbacks=[callback])
         model.compile(
             keras.optimizers.SGD(kt.schedules.Power(0.1, 10)),
             "sparse_categorical_crossentropy",

@@ -5,7 +5,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import (
+    check_integer,
+    refusing,
+    reject,
+)
 from keras_trainkit._keras import patched, sublayers
 from keras_trainkit._training.batches import (
     batch_of,
@@ -74,11 +78,16 @@ def recalibrate_batch_norm(
                 [change for layer in norms for change in _measured(layer, seen)]
             ):
                 for batch in _inputs(x, batch_size):
-                    model(batch, training=False)
+                    with refusing("x", batch, "inputs that the model takes"):
+                        model(batch, training=False)
         finally:
             restore_flags(flags)
         if not all(statistics.count for statistics in seen.values()):
             reject("x", type(x).__name__, "inputs that reach every BatchNorm")
+        if not all(np.isfinite(s.mean + s.square).all() for s in seen.values()):
+            reject(
+                "x", type(x).__name__, "inputs that give each BatchNorm finite values"
+            )
         for layer, statistics in seen.items():
             statistics.assign_to(layer)
     return [layer.path for layer in norms]

@@ -35,6 +35,7 @@ def outputs(
     *,
     before_activation: bool = False,
     training: bool = False,
+    name: str = "x",
 ) -> list[tuple[keras.layers.Layer, np.ndarray]]:
     """The outputs of some layers in one forward pass, in the order of their calls.
 
@@ -44,6 +45,7 @@ def outputs(
         layers: The layers of interest.
         before_activation: Take what goes into a layer's `activation`, if it has one.
         training: As in a model's call.
+        name: What the caller's argument with the inputs is called.
 
     Returns:
         Each layer that was used, with an array that has a column for each unit. All
@@ -61,9 +63,9 @@ def outputs(
                     if rows is not None:
                         seen.setdefault((layer, rows.shape[1]), []).append(rows)
 
-            name = "activation" if inner else call_name(layer)
-            stack.enter_context(_tapped(layer, name, keep))
-        with refusing("x", x, "inputs that the model takes"):
+            function = "activation" if inner else call_name(layer)
+            stack.enter_context(_tapped(layer, function, keep))
+        with refusing(name, x, "inputs that the model takes"):
             model(keras.tree.map_structure(text_as_tensor, x), training=training)
     return [(layer, np.concatenate(arrays)) for (layer, _), arrays in seen.items()]
 

@@ -7,7 +7,11 @@ from typing import Any
 import keras
 from keras.layers import Layer
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import (
+    check_flag,
+    check_integer,
+    reject,
+)
 from keras_trainkit._keras import averaging_only
 from keras_trainkit._model.select import Selector
 from keras_trainkit._training import fit_scope
@@ -97,7 +101,7 @@ class GradualUnfreezing(keras.callbacks.Callback):
             self.schedule: Any = dict(sorted(schedule.items()))
         else:
             self.schedule = check_integer("schedule", schedule, minimum=1)
-        self.batch_norm = batch_norm
+        self.batch_norm = check_flag("batch_norm", batch_norm)
         # The epoch from which each layer trains.
         self._begins: list[tuple[float, Chain]] = []
         self._before: dict[Layer, bool] = {}

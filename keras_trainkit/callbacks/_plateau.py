@@ -5,6 +5,7 @@ import keras
 from keras_trainkit import schedules
 from keras_trainkit._checks import (
     check_choice,
+    check_flag,
     check_in_range,
     check_integer,
     check_positive,
@@ -86,13 +87,15 @@ class PlateauSchedule(ScheduleCallback):
         self.counting = check_choice("counting", counting, ("keras", "torch"))
         least = 1 if counting == "keras" else 0
         self.patience = check_integer("patience", patience, minimum=least)
+        if not isinstance(monitor, str):
+            reject("monitor", monitor, "the name of a quantity")
         check_choice("mode", mode, ("auto", "min", "max"))
         if mode == "auto":
             mode = "max" if monitor.endswith(("acc", "accuracy", "auc")) else "min"
         # The state keeps the quantity with its sign adjusted so that lower is better.
         self._sign = 1.0 if mode == "min" else -1.0
         self.min_delta = check_positive("min_delta", min_delta, allow_zero=True)
-        self.relative = bool(relative)
+        self.relative = check_flag("relative", relative)
         if relative and self.min_delta >= 1:
             reject("min_delta", min_delta, "a fraction below 1 where it is relative")
         self.cooldown = check_integer("cooldown", cooldown, minimum=0)

@@ -11,7 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import (
+    check_flag,
+    check_items,
+    check_path,
+    reject,
+)
 from keras_trainkit._keras import sync_state, torch_rng_state
 from keras_trainkit._keras.fitting import begin_at_epoch
 from keras_trainkit.callbacks._automatic_rate import RATE_FILE
@@ -69,12 +74,12 @@ class Resumable(keras.callbacks.Callback):
         super().__init__()
         if isinstance(callbacks, keras.callbacks.Callback):
             callbacks = [callbacks]
-        for callback in callbacks:
+        self.callbacks = check_items("callbacks", callbacks, "Keras callbacks")
+        for callback in self.callbacks:
             if not isinstance(callback, keras.callbacks.Callback):
                 reject("callbacks", callback, "Keras callbacks")
-        self.callbacks = list(callbacks)
-        self.directory = self.backup_dir = Path(directory)
-        self.delete = delete
+        self.directory = self.backup_dir = check_path("directory", directory)
+        self.delete = check_flag("delete", delete)
         self._restored: dict[str, Any] | None = None
 
     def set_model(self, model):

@@ -5,7 +5,10 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._checks import check_integer
+from keras_trainkit._checks import (
+    check_integer,
+    check_path,
+)
 from keras_trainkit.diagnostics import SignalReport, signal_report
 
 
@@ -50,7 +53,7 @@ class SignalLogger(keras.callbacks.Callback):
         super().__init__()
         self.x, self.y = x, y
         self.every = check_integer("every", every, minimum=1)
-        self.log_dir = log_dir
+        self.log_dir = None if log_dir is None else check_path("log_dir", log_dir)
         self.reports: dict[int, SignalReport] = {}
 
     def on_train_begin(self, logs=None):

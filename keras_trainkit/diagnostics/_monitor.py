@@ -8,7 +8,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_trainkit._checks import check_integer, check_positive, reject
+from keras_trainkit._checks import (
+    check_flag,
+    check_integer,
+    check_positive,
+    reject,
+)
 from keras_trainkit._keras import sync_state
 from keras_trainkit._training.as_fit import batch_as_fit
 from keras_trainkit._training.batches import columns, is_arrays
@@ -76,8 +81,8 @@ class Monitor(keras.callbacks.Callback):
         self.x = x
         self.every = check_integer("every", every, minimum=1)
         self.spike = check_positive("spike", spike)
-        self.stop = stop
-        self.seed = seed
+        self.stop = check_flag("stop", stop)
+        self.seed = check_integer("seed", seed, minimum=0)
         self._watched: _Watched | None = None
         self._begin()
 

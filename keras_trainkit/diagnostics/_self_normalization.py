@@ -7,7 +7,10 @@ import keras
 import numpy as np
 from keras import layers as kinds
 
-from keras_trainkit._checks import check_built
+from keras_trainkit._checks import (
+    check_built,
+    reject,
+)
 from keras_trainkit._model.select import paths
 from keras_trainkit._model.self_normalizing import (
     layer_problem,
@@ -87,9 +90,13 @@ def self_normalization(model: keras.Model, x: Any) -> SelfNormalizationReport:
         G. Klambauer et al., Self-Normalizing Neural Networks (2017), arXiv:1706.02515.
     """
     check_built(model)
-    used = outputs(model, x, leaves(model))
-    problems = []
     flat = [np.asarray(part) for part in keras.tree.flatten(x)]
+    if not flat or not all(part.ndim and len(part) for part in flat):
+        reject("x", [part.shape for part in flat], "at least one row")
+    used = outputs(model, x, leaves(model))
+    if not all(np.isfinite(array).all() for _, array in used):
+        reject("x", "NaN or infinity in a layer", "inputs with finite outputs")
+    problems = []
     if why := standardization_problem(flat[0]):
         problems.append(f"input: {why}")
     order, path = [layer for layer, _ in used], paths(model)

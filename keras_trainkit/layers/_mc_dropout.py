@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_trainkit._checks import check_in_range
 from keras_trainkit._model.dropout import AlwaysOn
 from keras_trainkit.layers._axis import check_not_empty
 
@@ -10,6 +11,10 @@ _register = keras.saving.register_keras_serializable(package="keras_trainkit")
 
 class _Dropping(AlwaysOn):
     """A mixin in front of one of Keras's dropout layers."""
+
+    def __init__(self, rate, *args, **kwargs):
+        rate = check_in_range("rate", rate, 0, 1)
+        super().__init__(rate, *args, **kwargs)  # type: ignore[call-arg]
 
     def build(self, input_shape):
         check_not_empty(input_shape)

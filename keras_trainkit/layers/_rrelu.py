@@ -3,7 +3,11 @@
 import keras
 from keras import ops
 
-from keras_trainkit._checks import check_finite, reject
+from keras_trainkit._checks import (
+    check_finite,
+    check_integer,
+    reject,
+)
 from keras_trainkit.layers._axis import check_not_empty
 
 
@@ -49,7 +53,7 @@ class RReLU(keras.layers.Layer):
         self.upper = check_finite("upper", upper)
         if self.upper < self.lower:
             reject("upper", upper, f">= lower={lower:g}")
-        self.seed = seed
+        self.seed = None if seed is None else check_integer("seed", seed, minimum=0)
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
 

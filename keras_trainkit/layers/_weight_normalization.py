@@ -62,6 +62,8 @@ class WeightNormalization(keras.layers.Wrapper):
     """
 
     def __init__(self, layer: keras.layers.Layer, **kwargs):
+        if not isinstance(layer, keras.layers.Layer):
+            reject("layer", layer, "a Keras layer")
         super().__init__(layer, **kwargs)
         self.supports_masking = layer.supports_masking
         self._lengths: list[keras.Variable] = []

@@ -4,6 +4,7 @@ import contextlib
 
 import keras
 
+from keras_trainkit._checks import reject
 from keras_trainkit._keras import sync_state
 from keras_trainkit._keras.fitting import fit_arguments
 from keras_trainkit._training.state import as_it_was
@@ -67,6 +68,10 @@ class LRFinder(keras.callbacks.Callback):
         monitor: str = "loss",
     ):
         super().__init__()
+        if not isinstance(monitor, str):
+            reject("monitor", monitor, "the name of a quantity")
+        if not isinstance(optimizer, str | None):
+            reject("optimizer", optimizer, "the name of an optimizer, or None")
         # Only to check the arguments; the number of steps depends on the fit.
         RangeTest(min_lr, max_lr, 100 if num_steps is None else num_steps, scale)
         self.min_lr, self.max_lr, self.scale = min_lr, max_lr, scale

@@ -51,7 +51,7 @@ def build_cifar_resnet(
         if size is not None:
             check_integer("input_shape", size, minimum=1)
     check_integer("num_classes", num_classes, minimum=2)
-    check_positive("weight_decay", weight_decay, allow_zero=True)
+    weight_decay = check_positive("weight_decay", weight_decay, allow_zero=True)
     if (check_integer("depth", depth, minimum=8) - 2) % 6:
         reject("depth", depth, "6 n + 2, such as 20, 32, 56 or 110")
     axis = 1 if keras.config.image_data_format() == "channels_first" else -1

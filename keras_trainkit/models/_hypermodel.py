@@ -86,9 +86,10 @@ def hypermodel(
         _check_bounds(argument, bounds)
         for bound in bounds:
             check_integer(argument, bound, minimum=1)
-    if max_lr != "auto":
+    if not isinstance(max_lr, str) or max_lr != "auto":
         _check_bounds("max_lr", max_lr, "a pair (low, high) with low <= high or 'auto'")
         check_positive("max_lr", max_lr[0])
+    batch_size = check_items("batch_size", batch_size, "a list of integers >= 1")
     for size in batch_size or [0]:
         check_integer("batch_size", size, minimum=1)
     if dropout_rate is not None:

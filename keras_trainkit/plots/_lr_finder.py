@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_choice
+from keras_trainkit.plots._arguments import names_arguments
 from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _TITLES = {
 }
 
 
+@names_arguments
 def lr_finder(
     result: Any, ax: "Axes | None" = None, *, show_all: bool = False
 ) -> "Axes":
@@ -108,6 +110,7 @@ def _divergence(result, high: float) -> float | None:
     return float(result.lrs[int(np.argmax(diverged))]) if diverged[-1] else None
 
 
+@names_arguments
 def compare_learning_rates(
     sweep: Any, monitor: str = "loss", ax: "Axes | None" = None
 ) -> "Axes":

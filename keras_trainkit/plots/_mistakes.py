@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_integer, reject
+from keras_trainkit.plots._arguments import names_arguments
 from keras_trainkit.plots._uncertainty import uncertain_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@names_arguments
 def confusion_matrix(
     y_true: Any,
     y_pred: Any,
@@ -67,6 +69,7 @@ def confusion_matrix(
     return ax
 
 
+@names_arguments
 def top_losses(
     images: Any,
     probabilities: Any,
@@ -114,6 +117,8 @@ def top_losses(
 def _labels(name: str, given: Any) -> np.ndarray:
     """Labels, from labels or from a score for each class."""
     array = np.asarray(given)
+    if not np.isfinite(array).all():
+        reject(name, array.shape, "finite labels or scores")
     if array.ndim == 2 and array.shape[1] > 1:
         return array.argmax(1)
     if (

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 
 from keras_trainkit.diagnostics import SignalReport
+from keras_trainkit.plots._arguments import names_arguments
 
 
+@names_arguments
 def signal(report: SignalReport, axes: Any = None) -> Any:
     """Draw activations, dead and saturated units, and gradients over the depth.
 

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_choice, check_integer, reject
+from keras_trainkit.plots._arguments import names_arguments
 from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@names_arguments
 def schedule(
     learning_rates: Any,
     momenta: Any = None,
@@ -108,6 +110,7 @@ def _values(name: str, given: Any, steps: int | None) -> np.ndarray:
     return np.array([float(given(step)) for step in range(count)])
 
 
+@names_arguments
 def learning_curves(
     history: Any, metric: str = "loss", ax: "Axes | None" = None
 ) -> "Axes":
@@ -139,6 +142,7 @@ def learning_curves(
     return _finished(ax, metric)
 
 
+@names_arguments
 def compare(
     histories: Mapping[str, Any], metric: str = "val_loss", ax: "Axes | None" = None
 ) -> "Axes":
@@ -205,6 +209,7 @@ def _finished(ax: "Axes", metric: str) -> "Axes":
     return ax
 
 
+@names_arguments
 def variants(
     table: Mapping[str, Mapping[str, float]], axes: "Sequence[Axes] | None" = None
 ) -> "Sequence[Axes]":
@@ -246,6 +251,7 @@ def variants(
     return axes
 
 
+@names_arguments
 def front(result: Any, ax: "Axes | None" = None) -> "Axes":
     """Plot the metric over the size of all that a compression tried.
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_trainkit._checks import check_in_range, check_integer, reject
+from keras_trainkit.plots._arguments import names_arguments
 from keras_trainkit.plots._axes import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@names_arguments
 def uncertain_images(
     images: np.ndarray,
     probabilities: np.ndarray,
@@ -73,6 +75,7 @@ def _bars(ax: "Axes", p: np.ndarray, label: int, class_names: Sequence[str]) -> 
     ax.set(xlim=(0, 1), ylim=(2.6, -0.6))
 
 
+@names_arguments
 def reliability(curve: Any, ax: Any = None) -> Any:
     """Draw a reliability diagram: accuracy over confidence, and the rows of each bin.
 
@@ -102,6 +105,7 @@ def reliability(curve: Any, ax: Any = None) -> Any:
     return ax
 
 
+@names_arguments
 def regression_band(
     x: np.ndarray,
     prediction: Any,
@@ -192,6 +196,7 @@ def _along(x: Any, feature: int, groups: int) -> tuple[np.ndarray, Callable]:
     return own, lambda values: np.array([values[part].mean() for part in parts])
 
 
+@names_arguments
 def intervals(
     x: np.ndarray,
     lower: np.ndarray,
@@ -246,6 +251,7 @@ def intervals(
     return ax
 
 
+@names_arguments
 def set_sizes(sets: np.ndarray, y: np.ndarray | None = None, ax: Any = None) -> Any:
     """Draw how many sets have how many classes, and how often each size is right.
 

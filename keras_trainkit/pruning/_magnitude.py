@@ -346,6 +346,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._rewound = [np.array(weight) for weight in self.model.get_weights()]
 
 
+_SCHEDULES = '"polynomial", "constant" or a sparsity schedule'
+
+
 def _template(schedule, begin_step, end_step) -> Sparsity:
     if isinstance(schedule, Sparsity):
         if end_step not in (None, schedule.end_step) or begin_step not in (
@@ -354,10 +357,12 @@ def _template(schedule, begin_step, end_step) -> Sparsity:
         ):
             reject("end_step", end_step, f"left out with {schedule=}")
         return schedule
+    if not isinstance(schedule, str):
+        reject("schedule", schedule, _SCHEDULES)
     if schedule == "constant":
         return ConstantSparsity(0.0, begin_step, end_step)
     if schedule != "polynomial":
-        reject("schedule", schedule, '"polynomial", "constant" or a sparsity schedule')
+        reject("schedule", schedule, _SCHEDULES)
     if end_step is None:
         reject("end_step", end_step, "an integer > begin_step")
     return PolynomialSparsity(0.0, 0.0, begin_step, end_step)

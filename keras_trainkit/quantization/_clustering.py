@@ -8,7 +8,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_trainkit._checks import check_choice, check_integer, reject
+from keras_trainkit._checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    reject,
+)
 from keras_trainkit._keras import moving_averages
 from keras_trainkit._model.kernels import Kernel, without_kernels
 from keras_trainkit._model.select import (
@@ -96,8 +101,8 @@ class Clustering(keras.callbacks.Callback):
         self._initialization = check_choice(
             "initialization", initialization, INITIALIZATIONS
         )
-        self._per_channel = per_channel
-        self._preserve_sparsity = preserve_sparsity
+        self._per_channel = check_flag("per_channel", per_channel)
+        self._preserve_sparsity = check_flag("preserve_sparsity", preserve_sparsity)
         self._include = check_selectors("include", include)
         self._exclude = check_selectors("exclude", exclude)
         self._seed = check_integer("seed", seed, minimum=0)

@@ -6,7 +6,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_trainkit._checks import check_integer, check_items, check_positive, reject
+from keras_trainkit._checks import (
+    check_flag,
+    check_integer,
+    check_items,
+    check_positive,
+    reject,
+)
 from keras_trainkit._training.steps import as_step
 from keras_trainkit._types import Tensor
 from keras_trainkit.schedules import _base
@@ -79,7 +85,7 @@ class NaturalExponential(LearningRateSchedule):
         self.initial = check_positive("initial", initial)
         self.decay_steps = check_positive("decay_steps", decay_steps)
         self.decay_rate = check_positive("decay_rate", decay_rate)
-        self.staircase = bool(staircase)
+        self.staircase = check_flag("staircase", staircase)
 
     def __call__(self, step: Any) -> Tensor:
         decays = ops.cast(as_step(step), "float32") / self.decay_steps

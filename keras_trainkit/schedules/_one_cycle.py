@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_trainkit._checks import (
     check_choice,
+    check_flag,
     check_in_range,
     check_integer,
     check_positive,
@@ -24,7 +25,7 @@ class _Cycle(LearningRateSchedule):
         self.total_steps = check_integer("total_steps", total_steps, minimum=2)
         self.pct_start = check_in_range("pct_start", pct_start, 0, 1, closed="neither")
         self.anneal = check_choice("anneal", anneal, _base.ANNEALS)
-        self.three_phase = bool(three_phase)
+        self.three_phase = check_flag("three_phase", three_phase)
         # As in PyTorch, the peak may lie between two steps; in a cycle of a few steps
         # the first is the peak.
         peak = max(self.pct_start * self.total_steps - 1, 0.0)

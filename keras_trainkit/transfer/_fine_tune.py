@@ -8,7 +8,9 @@ import keras
 
 from keras_trainkit._checks import (
     check_compiled,
+    check_flag,
     check_integer,
+    check_items,
     check_positive,
     reject,
 )
@@ -22,7 +24,7 @@ from keras_trainkit._training.optimizer import (
 )
 from keras_trainkit._training.state import weights_back_on_error
 from keras_trainkit._training.trainable import Start, restore_flags, trainable_flags
-from keras_trainkit.callbacks import OneCycle
+from keras_trainkit.callbacks import OneCycle, Resumable
 from keras_trainkit.optimizers import layerwise
 from keras_trainkit.transfer._freeze import freeze, unfreeze
 
@@ -66,7 +68,8 @@ def fine_tune(
         batch_norm: Whether the BatchNorms of the body train in the second fit; with
             False they keep their statistics and scales, which is better for small
             batches.
-        callbacks: For both fits.
+        callbacks: For both fits. `BackupAndRestore` and `kt.callbacks.Resumable` are
+            refused: a backup does not say which of the two fits it belongs to.
         **kwargs: For both fits: `batch_size`, `validation_data`, ….
 
     Returns:
@@ -98,6 +101,8 @@ def fine_tune(
     for name in ("epochs", "initial_epoch"):
         if name in kwargs:
             reject(name, kwargs[name], "left out: each part has its own epochs")
+    check_flag("batch_norm", batch_norm)
+    callbacks = _without_backups(callbacks)
     check_compiled(model)
     rate = _rate(model, learning_rate)
 
@@ -134,6 +139,26 @@ def fine_tune(
         raise
     give_back(model, original)
     return _joined(histories)
+
+
+def _without_backups(callbacks: Any) -> list[keras.callbacks.Callback]:
+    """Return the callbacks, or raise if one resumes a fit from a folder."""
+    if isinstance(callbacks, keras.callbacks.Callback):
+        callbacks = [callbacks]
+    found = check_items("callbacks", callbacks, "Keras callbacks")
+    for callback in found:
+        if not isinstance(callback, keras.callbacks.Callback):
+            reject("callbacks", callback, "Keras callbacks")
+        # Both fits would use one folder, and the second would resume the first.
+        if isinstance(callback, keras.callbacks.BackupAndRestore | Resumable):
+            reject(
+                "callbacks",
+                type(callback).__name__,
+                "without a backup, which cannot tell the two fits apart; to resume, "
+                "call kt.transfer.freeze, fit, kt.transfer.unfreeze and fit yourself, "
+                "with a folder for each fit",
+            )
+    return found
 
 
 def _rate(model: keras.Model, learning_rate: float | str | None) -> float | str:

@@ -5,7 +5,10 @@ from typing import Any
 
 import keras
 
-from keras_trainkit._checks import reject
+from keras_trainkit._checks import (
+    check_flag,
+    reject,
+)
 from keras_trainkit._model.select import Selector, path_of
 from keras_trainkit._training.optimizer import (
     check_not_following,
@@ -107,7 +110,7 @@ def unfreeze(
         2
     """
     chosen = meant(weighted_layers(model), layers, since, names=("layers", "since"))
-    if not batch_norm:
+    if not check_flag("batch_norm", batch_norm):
         norm = keras.layers.BatchNormalization
         chosen = [chain for chain in chosen if not isinstance(chain[-1], norm)]
     return _set(model, chosen, True)

@@ -7,7 +7,11 @@ import keras
 from keras import layers
 from keras.layers import Layer
 
-from keras_trainkit._checks import check_integer, reject
+from keras_trainkit._checks import (
+    check_flag,
+    check_integer,
+    reject,
+)
 from keras_trainkit._model import graph as _graph
 from keras_trainkit._model.compare import check_copy
 from keras_trainkit._model.head import last_dense
@@ -66,6 +70,7 @@ def replace_head(
         ((None, 3), 'softmax')
         >>> binary = kt.transfer.replace_head(model, 1, "sigmoid")
     """
+    check_flag("share_weights", share_weights)
     _graph.check_graph(model)
     graph = _graph.read(model)
     if len(graph.outputs) != 1:
@@ -138,7 +143,10 @@ def _new_head(units, activation, old, behind, name) -> list[Layer]:
     check_integer("units", units, minimum=1)
     if activation is None:
         activation = _old_activation(old, behind)
-    activation = keras.activations.get(activation)
+    try:
+        activation = keras.activations.get(activation)
+    except (TypeError, ValueError):
+        reject("activation", activation, "a function or the name of one of Keras's")
     if units == 1 and activation is keras.activations.softmax:
         reject("activation", "softmax", 'another for a single unit, such as "sigmoid"')
     # float32 whatever the policy: see `build_mlp`.

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_trainkit._checks import (
     check_choice,
+    check_flag,
     check_in_range,
     check_integer,
     check_positive,
@@ -123,10 +124,10 @@ class ConformalClassifier(_Conformal):
     ):
         self.method = check_choice("method", method, ("aps", "raps", "lac"))
         self.alpha = check_in_range("alpha", alpha, 0, 1, closed="neither")
-        self.class_conditional = bool(class_conditional)
+        self.class_conditional = check_flag("class_conditional", class_conditional)
         self.penalty = check_positive("penalty", penalty, allow_zero=True)
         self.free_classes = check_integer("free_classes", free_classes, minimum=0)
-        self.randomized = bool(randomized)
+        self.randomized = check_flag("randomized", randomized)
         self.seed = check_integer("seed", seed, minimum=0)
 
     def fit(self, outputs: Any, y: Any, *, groups: Any = None) -> Self:

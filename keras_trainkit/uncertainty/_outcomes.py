@@ -4,7 +4,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keras_trainkit._checks import check_numbers, reject
+from keras_trainkit._checks import (
+    check_flag,
+    check_numbers,
+    reject,
+)
 
 # How far the sum of a row of probabilities may be from 1, because of float16.
 _TOLERANCE = 1e-2
@@ -71,6 +75,8 @@ def probabilities_of(
     name: str = "probabilities",
 ) -> tuple[np.ndarray, bool]:
     """Return outputs as float64 `(rows, classes)`, and whether they are sigmoid's."""
+    check_flag("from_logits", from_logits)
+    check_flag("multi_label", multi_label)
     given = check_numbers(name, outputs)
     if not given.ndim or not given.size:
         reject(name, given.shape, "at least one row")

@@ -12,6 +12,7 @@ from keras_trainkit._checks import (
     check_choice,
     check_integer,
     check_positive,
+    refusing,
     reject,
     reject_model,
 )
@@ -227,12 +228,13 @@ def _batches(
 def _try_out(engine: Engine, arrays: list[np.ndarray]) -> Trial:
     """Run a trial pass, of rows or, if they are not independent, of the whole."""
     lengths = {len(a) for a in arrays}
-    try:
-        return engine.try_out(arrays, len(lengths) > 1)
-    except Exception:
-        if len(lengths) > 1:
-            num_rows(arrays)
-        raise
+    with refusing("x", arrays, "inputs that the model takes"):
+        try:
+            return engine.try_out(arrays, len(lengths) > 1)
+        except Exception:
+            if len(lengths) > 1:
+                num_rows(arrays)
+            raise
 
 
 def preprocessed(model: keras.Model, x: Any) -> Any:

@@ -123,7 +123,7 @@ def ood_auroc(inside: Any, outside: Any) -> float:
     """
     scores = []
     for name, values in (("inside", inside), ("outside", outside)):
-        array = np.asarray(values, float)
+        array = check_numbers(name, values)
         if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
             reject(name, array.shape, "a vector of finite numbers")
         scores.append(np.sort(array))
