@@ -285,6 +285,7 @@ def quick_calls():
 
 SLOW = (
     "kt.uncertainty.mc_predict",
+    "kt.uncertainty.mc_graph",
     "kt.uncertainty.distill",
     "kt.diagnostics.signal_report",
     "kt.diagnostics.check_up",
@@ -313,6 +314,7 @@ def slow_calls():
     fitted, data = {**model, "x": X, "y": Y}, {**model, "x": X}
     found = {
         "kt.uncertainty.mc_predict": {**data, "num_samples": 2},
+        "kt.uncertainty.mc_graph": {**model, "num_samples": 2},
         "kt.uncertainty.distill": {**data, "num_samples": 2, "epochs": 1},
         "kt.diagnostics.signal_report": fitted,
         "kt.diagnostics.check_up": fitted,

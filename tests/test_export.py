@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss
 
 import keras_trainkit as kt
 from keras_trainkit.export import _inference, _litert, _onnx
+from keras_trainkit.export._litert_run import scales_channels_in_int8
 from keras_trainkit.export._memory import peak_memory
 
 layers = keras.layers
@@ -284,6 +285,21 @@ def test_report_of_several_inputs_and_outputs(many, many_int8, tmp_path):
     other = keras.Model(model.inputs, model.outputs[0])
     with pytest.raises(ValueError, match="variants with the outputs of float"):
         kt.export.deployment_report({**variants, "other": other}, x, labels)
+
+
+@_tensorflow_only
+def test_int8_files_that_scale_channels_run_without_the_delegate(tmp_path):
+    x = np.random.default_rng(0).normal(size=(20, 6, 6, 4)).astype("float32")
+    found = []
+    for scales in (False, True):
+        image = keras.Input((6, 6, 4))
+        gates = layers.GlobalAveragePooling2D(keepdims=True)(image)
+        gates = layers.Conv2D(4, 1, activation="sigmoid")(gates)
+        other = gates if scales else layers.Conv2D(4, 1)(image)
+        model = keras.Model(image, layers.Multiply()([image, other]))
+        path = kt.export.to_litert(model, tmp_path / "m.tflite", "int8", x)
+        found.append(scales_channels_in_int8(path))
+    assert found == [False, True]
 
 
 def test_several_outputs_in_onnx(many, tmp_path):

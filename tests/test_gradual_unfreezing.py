@@ -261,7 +261,7 @@ def test_evaluate_changes_nothing():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ({}, "a dict with an entry"),
+        ({}, "a dict with at least one entry"),
         (0, "an integer >= 1"),
         ("head", "an integer >= 1"),
         ({-1: "head"}, "an integer >= 0"),

@@ -488,7 +488,7 @@ class TestFineTune:
     def test_bad_arguments(self, arguments, message, tmp_path):
         model = classifier()
         x, y = inputs_of(model), np.zeros(4, "int32")
-        with pytest.raises(ValueError, match="a compiled model"):
+        with pytest.raises(ValueError, match="a compiled Keras model"):
             kt.transfer.fine_tune(model, x, y, epochs=1)
         model.compile("sgd", "sparse_categorical_crossentropy")
         with pytest.raises(ValueError, match=message):
