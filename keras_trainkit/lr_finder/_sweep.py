@@ -84,21 +84,21 @@ def lr_sweep(
         seed: Seed of `keras.utils.set_random_seed` before each training, so that all
             start with the same weights and the same order of the data.
         progress: Whether to show a progress bar.
-        optimizer: The attribute with the optimizer whose rate differs, as in
-            `kt.find_lr`, where the model's `train_step` uses several.
-        n_jobs: Number of trainings at a time, each in a process of its own, with the
-            result of one after the other; -1 for as many as there are cores. Needs
-            joblib, which scikit-learn brings; `joblib.parallel_config` chooses another
-            backend of joblib than its processes, such as Dask or Ray.
-        **fit_options: For `fit`, such as `validation_data` and `batch_size`.
+        optimizer: The attribute of the optimizer whose rate to vary, if the model's
+            `train_step` uses several; as in `kt.find_lr`.
+        n_jobs: Number of trainings to run at a time, each in its own process; -1 for
+            one per core. The result does not depend on it. Needs joblib, which
+            scikit-learn brings; `joblib.parallel_config` selects another backend of
+            joblib, such as Dask or Ray.
+        **fit_options: Passed to `fit`, such as `validation_data` and `batch_size`.
 
     Returns:
         An `LRSweepResult`.
 
     Raises:
-        ValueError: If a rate is not positive, there is none, an argument is wrong,
-            several optimizers train the model and none is named, or what `n_jobs`
-            needs to send to other processes cannot be sent.
+        ValueError: If there are no rates or one is not positive, an argument is wrong,
+            several optimizers train the model and none is named, or something that
+            `n_jobs` sends to other processes cannot be pickled.
         ImportError: If `n_jobs` needs joblib and it is not installed.
 
     Examples:

@@ -39,8 +39,8 @@ class Plan:
         count: Number of samples.
         chunk: Number of samples that go through the model together.
         shared: Whether all rows have the same masks.
-        keep: Whether the samples are given back.
-        whole: Whether a batch is a whole, such as a graph, and not made of rows.
+        keep: Whether the samples are returned.
+        whole: Whether a batch is one object, such as a graph, not independent rows.
         distribution: The `keras.distribution` whose devices share the work, or None.
         by_samples: Whether each device gets some of the samples rather than of the
             rows.
@@ -91,7 +91,7 @@ class Engine:
         self.settle()
 
     def batch_size(self) -> int:
-        """A good number of rows for a batch."""
+        """Return a good number of rows per batch."""
         of_a_device = min(max(_BUDGET // max(self.network.widths), 8), 4096)
         return of_a_device * num_devices(distribution_of(self._parts))
 
@@ -303,7 +303,7 @@ class _Compiled(keras.Model):
                 outputs = network.rest(
                     fixed, lambda x: shared_out(_spread(x, chunk, batch))
                 )
-            # The last chunk may reach beyond the count.
+            # The last chunk may extend beyond `count`; the surplus is not counted.
             counted = None
             if plan.count % chunk:
                 counted = ops.cast(numbers < plan.count, "float32")

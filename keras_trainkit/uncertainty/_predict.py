@@ -56,12 +56,12 @@ def mc_predict(
     the number of the row, so the batch size does not change the result.
 
     Under a `keras.distribution` on JAX the devices along the batch axis share the rows
-    of a batch, or the samples where several of them go through the model together. The
-    samples for a seed are those of one device.
+    of a batch, or the samples if several are computed at once. The samples for a seed
+    are those of one device.
 
-    Where the output for a row depends on the other rows, as for the nodes of a graph,
-    a batch goes through as a whole: all rows of arrays are one batch unless
-    `batch_size` says otherwise, and `noise` makes no difference.
+    If the output for a row depends on the other rows, as for the nodes of a graph, a
+    batch is processed as a whole: all rows of arrays are one batch unless `batch_size`
+    is given, and `noise` makes no difference.
 
     Args:
         model: A model with dropout: `Dropout`, `AlphaDropout`, `GaussianDropout`,
