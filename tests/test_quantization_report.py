@@ -37,12 +37,19 @@ def data(rng):
     return x, rng.integers(0, 3, 100)
 
 
+def test_layers_of_one_name_have_paths_that_differ():
+    parts = [keras.Sequential([layers.Dense(4, name="dense")]) for _ in range(2)]
+    model = keras.Sequential([keras.Input((4,)), *parts])
+    report = kt.export.quantization_report(model, np.ones((5, 4), "float32"))
+    assert [c.name for c in report.layers] == [f"{part.name}/dense" for part in parts]
+
+
 def test_layers_that_are_easy_to_quantize(model, data):
     x, y = data
     before = [w.copy() for w in model.get_weights()]
     expected = model.predict(x, verbose=0)
     report = kt.export.quantization_report(model, x, y)
-    assert [cost.name for cost in report.layers][:2] == ["conv", "first"]
+    assert [cost.name for cost in report.layers][:2] == ["conv", "__block/first"]
     assert len(report.layers) == 4
     # Uniform rounding of 8 bits loses about 6 dB for each bit.
     assert all(30 < cost.snr < cost.weights_snr < 70 for cost in report.layers)
@@ -83,7 +90,7 @@ def test_a_planted_outlier_channel_is_found(model, data):
     second[2] /= 1000
     model.layers[2].second.set_weights([second, other])
     report = kt.export.quantization_report(model, data[0])
-    assert report.worst.name == "first"
+    assert report.worst.name == "__block/first"
     cost, before = report.layers[1], clean.layers[1]
     assert cost.snr < before.snr - 20
     # Each channel has its own scale, so that the weights are not to blame.

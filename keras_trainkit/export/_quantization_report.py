@@ -13,6 +13,7 @@ from keras_trainkit._keras import patched
 from keras_trainkit._keras import sublayers as _sublayers
 from keras_trainkit._model.compare import distance, outputs
 from keras_trainkit._model.kernels import Kernel, kernels
+from keras_trainkit._model.select import paths
 from keras_trainkit._table import Report, Table
 from keras_trainkit._training.batches import columns, num_rows
 from keras_trainkit.export._report import _quality
@@ -28,7 +29,7 @@ class LayerCost:
     """What it costs to quantize one layer.
 
     Attributes:
-        name: The layer's name.
+        name: The layer's path in the model.
         weights_snr: Signal-to-noise ratio of its output in dB, the mean over the
             channels, where its weights alone are int8.
         snr: The same where its output is int8 too.
@@ -131,7 +132,7 @@ def quantization_report(
     parts = [part for part in _parts(model) if _float_kernels(part)]
     if not parts:
         reject("model", model.name, "a model with layers that have float kernels")
-    ranges = [_Range(part) for part in parts]
+    places, ranges = paths(model), [_Range(part) for part in parts]
     with patched([(watch.layer, "call", watch) for watch in ranges]):
         before = _predict(model, x, rows)
     costs = []
@@ -141,7 +142,7 @@ def quantization_report(
             after = _predict(model, x, rows)
         costs.append(
             LayerCost(
-                watch.layer.name,
+                places[watch.layer],
                 trial.snr("weights"),
                 trial.snr("all"),
                 distance(before, after),

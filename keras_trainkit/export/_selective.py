@@ -60,7 +60,9 @@ def quantize_selectively(
     order = sorted(quantization_report(model, x).layers, key=lambda cost: cost.snr)
     for cost in order:
         with_outliers = cost.weights_snr - cost.snr > _OUTLIERS_DB
-        chosen.append(_with_readers(model, cost.name) if with_outliers else {cost.name})
+        # The file's tensors have the names of layers, not their paths.
+        name = cost.name.rpartition("/")[2]
+        chosen.append(_with_readers(model, name) if with_outliers else {name})
         if search.drop(chosen) <= max_drop:
             break
     # The first is the worst, the last the one that was missing.
