@@ -188,6 +188,8 @@ def test_averages_of_the_weights_have_the_clusters():
     model, average = mlp(), []
 
     def follow(batch, logs):
+        if keras.backend.backend() == "jax":
+            model.jax_state_sync()
         new = kernel_values(model)
         old = average[-1] if average else new
         average.append([0.9 * a + 0.1 * b for a, b in zip(old, new, strict=True)])
