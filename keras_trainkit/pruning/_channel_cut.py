@@ -12,7 +12,7 @@ from keras_trainkit.pruning._channel_groups import Channels, Numbers
 
 
 def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
-    """Copy a model without some channels.
+    """Copy a model with some of its channels removed.
 
     Args:
         model: The model.
@@ -24,7 +24,7 @@ def cut(model: keras.Model, channels: Channels, gone: set[int]) -> keras.Model:
         return np.array([root not in gone for root in channels.roots(numbers)], bool)
 
     def is_cut(layer) -> bool:
-        """Whether a layer is made anew; what stays as it is, is copied live."""
+        """Whether a layer must be rebuilt; others are copied as they are."""
         if layer in channels.changes:
             return True
         widths = channels.widths.get(layer, {}).values()

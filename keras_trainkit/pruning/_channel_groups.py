@@ -18,7 +18,7 @@ Numbers = np.ndarray
 Width = tuple[tuple[Numbers, ...], Callable[..., Any]]
 # Counts the remaining channels among some numbers, or selects them from an array.
 Left = Callable[[Numbers], np.ndarray]
-# From an operation's arguments to those that it has after the cut.
+# Maps an operation's arguments to its arguments after the cut.
 Change = Callable[[Left, tuple, dict], tuple[tuple, dict]]
 
 Lay = tuple["Numbers | str", ...]
@@ -34,9 +34,9 @@ class Slices:
 
     Attributes:
         variable: The variable.
-        axes: From an axis to the number of the channel at each place along it.
-        units: The axis along which lie the layer's own units; None if it has none.
-        statistic: Whether it holds statistics of the data, not weights.
+        axes: Maps an axis to the channel number at each position along it.
+        units: The axis of the layer's own units; None if it has none.
+        statistic: Whether the variable holds statistics of the data, not weights.
     """
 
     variable: keras.Variable
@@ -49,14 +49,13 @@ class Channels:
     """The channels of a model and which of them belong together.
 
     Attributes:
-        slices: For the id of a variable what is cut of it.
-        widths: For each layer, by the name of an argument, the channels on whose count
-            the argument depends, and the function that makes it of the counts.
-        changes: For each operation whose arguments are cut, how.
-        outputs: For each layer with units of its own, their numbers.
+        slices: Maps the id of a variable to the parts of it that are cut.
+        widths: For each layer, by argument name: the channels whose count determines
+            the argument, and the function that computes it from the counts.
+        changes: For each operation whose arguments are cut, the function that does so.
+        outputs: For each layer that has its own units, their channel numbers.
         layers: All layers and operations, with their paths.
-        entries: What lies along the axes of each symbolic input of the models inside,
-            by its id.
+        entries: The layout of each symbolic input of the nested models, by its id.
     """
 
     def __init__(self) -> None:
@@ -70,7 +69,7 @@ class Channels:
         self._reasons: dict[int, str] = {}
 
     def new(self, count: int, keep: str | None = None) -> Numbers:
-        """Return numbers for new channels, to be kept if a reason is given."""
+        """Return numbers for new channels, which must be kept if `keep` says why."""
         first = len(self._parents)
         numbers = np.arange(first, first + count)
         self._parents.extend(numbers.tolist())
@@ -97,7 +96,7 @@ class Channels:
         """Merge the channels along two axes; return the result."""
         if isinstance(a, str):
             self.keep(b, a)
-            # A reason that says more than that there are positions.
+            # Prefer a reason that says more than that the axis is one of positions.
             return b if not isinstance(b, str) or a == POSITIONS else a
         if isinstance(b, str):
             self.keep(a, b)
@@ -106,7 +105,7 @@ class Channels:
         return a
 
     def only(self, lay: Lay, axes: Sequence[int], reason: str = POSITIONS) -> Lay:
-        """Return what lies along the given axes; channels along other axes are kept."""
+        """Return a layout with channels on the given axes only; keep all others."""
         axes = [axis % len(lay) for axis in axes]
         for axis, numbers in enumerate(lay):
             if axis not in axes:
@@ -128,14 +127,14 @@ class Channels:
         return None
 
     def is_kept(self, root: int) -> bool:
-        """Whether a channel must stay."""
+        """Whether a channel must be kept."""
         return root in self._reasons
 
     def groups(self) -> list[tuple[list[Any], list[int]]]:
-        """The channels that can be cut, by the layers whose units they are.
+        """Return the channels that can be cut, grouped by the layers they belong to.
 
         Returns:
-            For each group its layers and the roots of its channels.
+            The layers of each group and the roots of its channels.
         """
         places: dict[int, dict[int, Any]] = {}
         for layer, numbers in self.outputs.items():
@@ -161,7 +160,7 @@ class Channels:
         units: int | None = None,
         statistic: bool = False,
     ) -> None:
-        """Record what lies along the axes of a variable; the same axes on each use."""
+        """Record the channels along a variable's axes; each use has the same axes."""
         if variable is None:
             return
         shape = variable.shape
@@ -187,5 +186,5 @@ class Channels:
             self.join(one, other)
 
     def units(self, layer, numbers: Numbers) -> None:
-        """Record which channels are a layer's own units; the same on each use."""
+        """Record a layer's own units, and merge those of all its uses."""
         self.join(self.outputs.setdefault(layer, numbers), numbers)

@@ -49,7 +49,7 @@ def _merge(channels: Channels, call: Call, *taken: Lay) -> Lay:
 
 
 def _brought(channels: Channels, lays, shapes, sizes: tuple) -> Lay:
-    """What lies along the axes of tensors that are brought to one shape."""
+    """Return the layout of tensors that are broadcast to one shape."""
     out: list[Numbers | str] = [POSITIONS] * len(sizes)
     for back in range(1, len(sizes) + 1):
         along = []
@@ -86,7 +86,7 @@ def _arithmetic(channels, call, *taken):
 
 
 def _entries(value: Any, lay: Lay) -> dict[int, Numbers]:
-    """The axes of a constant with an entry for each channel, from the last one."""
+    """Return the axes of a constant with an entry per channel, as negative indices."""
     if value is None or isinstance(value, keras.KerasTensor):
         return {}
     shape = np.shape(value)
@@ -194,7 +194,7 @@ def _along_an_axis(channels, call, x):
     "Logsumexp", "CountNonzero", "Moments",
 )  # fmt: skip
 def _reduction(channels, call, x):
-    """What is taken over channels is taken over those that are left."""
+    """Reduce over the channels that remain."""
     layer = call.layer
     axis = layer.axes if hasattr(layer, "axes") else layer.axis
     axes = range(len(x)) if axis is None else np.ravel(axis) % len(x)
@@ -212,7 +212,7 @@ def _permute(channels, call, x):
 
 @rule("Transpose", "Swapaxes", "Moveaxis")
 def _transpose(channels, call, x):
-    # NumPy shows where the axes go: on an array whose axes all differ in size.
+    # Let NumPy move the axes of an array whose sizes number its axes.
     config = {k: v for k, v in call.layer.get_config().items() if k != "name"}
     name = type(call.layer).__name__.lower()
     moved = getattr(np, name)(np.empty(range(len(x))), **config)
@@ -266,13 +266,13 @@ def _reshape(channels, call, x):
 
 
 def _reshaped(channels: Channels, lay: Lay, before: tuple, after: tuple) -> Lay | None:
-    """What lies along the axes of a tensor in another shape; None if unknown."""
+    """Return the layout of a reshaped tensor; None if unknown."""
     sizes = _sizes(before, after)
     out: list[Numbers | str] = [POSITIONS] * len(after)
     for axis, numbers in enumerate(lay):
         if isinstance(numbers, str):
             continue
-        # An open size behind the channels could have been in front of them.
+        # With an unknown size after the channels, their new positions are unknown.
         if sizes is None or None in before[axis:]:
             return None
         shape = [len(numbers) if i == axis else 1 for i in range(len(lay))]
@@ -288,7 +288,7 @@ def _reshaped(channels: Channels, lay: Lay, before: tuple, after: tuple) -> Lay 
 
 
 def _sizes(before: tuple, after: tuple) -> tuple[list[int], list[int]] | None:
-    """Both shapes with open sizes closed so that they fit."""
+    """Return both shapes with unknown sizes filled in so that their totals match."""
     closed = [[size or 1 for size in shape] for shape in (before, after)]
     totals = [math.prod(shape) for shape in closed]
     if totals[0] == totals[1]:
@@ -302,10 +302,11 @@ def _sizes(before: tuple, after: tuple) -> tuple[list[int], list[int]] | None:
 
 
 def _settled(channels: Channels, places: np.ndarray) -> tuple[int, Numbers | str]:
-    """The one axis along which the channels of a tensor lie, and what lies there.
+    """Choose one axis for the channels of a tensor; return it and its channels.
 
-    Where they lie along several, as where a Dense's units become heads, those that
-    differ along the largest alone go together.
+    Channels may vary along several axes, for example when the units of a Dense are
+    reshaped to heads. Then the largest of these axes is chosen, and the channels that
+    share a position along it are merged.
     """
     varied = [
         axis
@@ -332,7 +333,7 @@ def _split(channels, call, x):
         return [x] * len(call.outputs)
     parts = np.split(numbers, told if isinstance(told, int) else list(told))
     if isinstance(told, int):
-        # As many in each part, so that they stay of one size.
+        # Remove the same number from each part, so that all keep one size.
         for part in parts[1:]:
             channels.join(parts[0], part)
     else:
@@ -354,7 +355,7 @@ def _get_item(channels, call, x):
         return None
     out: list[Numbers | str] = []
     rest = iter(x)
-    # Channels in front of those that are taken, and these.
+    # By position in the key: the channels before the selected ones, and the selected.
     cut: dict[int, tuple[Numbers, Numbers]] = {}
     for place, part in enumerate(keys):
         numbers = POSITIONS if part is None else next(rest)
@@ -385,7 +386,7 @@ def _get_item(channels, call, x):
 
 
 def _places(part: int | slice, size: int) -> tuple[int, int | None, int]:
-    """Where a part of a key begins and ends, and its step."""
+    """Return the start, stop and step of a part of a key."""
     if isinstance(part, int):
         return part % size, part % size + 1, 1
     start, stop, step = part.indices(size)
@@ -393,7 +394,7 @@ def _places(part: int | slice, size: int) -> tuple[int, int | None, int]:
 
 
 def _full_key(key: Any, rank: int) -> list | None:
-    """A key with a slice for each axis that it leaves out; None if it has arrays."""
+    """Return a key with a slice for each omitted axis; None if it has arrays."""
     keys = list(key) if isinstance(key, tuple | list) else [key]
     if not all(k is None or isinstance(k, int | slice | type(...)) for k in keys):
         return None

@@ -45,7 +45,7 @@ _MIXING = {"softmax", "log_softmax", "sparsemax", "sparse_softmax", "glu"}
 
 
 def _activated(channels: Channels, layer, lay: Lay) -> Lay:
-    """Keep the channels together that an activation mixes."""
+    """Keep channels whose activation is custom or combines several channels."""
     activation = getattr(layer, "activation", None)
     name = getattr(activation, "__name__", "")
     own = getattr(keras.activations, name, None) is activation and name not in _MIXING
@@ -56,14 +56,14 @@ def _activated(channels: Channels, layer, lay: Lay) -> Lay:
 
 
 def _with(lay: Lay, axis: int, numbers: Numbers | str) -> Lay:
-    """The same but along one axis."""
+    """Return the layout with one axis replaced."""
     out = list(lay)
     out[axis] = numbers
     return tuple(out)
 
 
 def _along(channels: Channels, call: Call, lay: Lay) -> Numbers | str:
-    """Return what lies along a layer's channel axis, the only one that is cut."""
+    """Return the channels along a layer's channel axis, the only axis that is cut."""
     axis = channel_axis(call.layer, len(lay))
     return channels.only(lay, [axis])[axis]
 
@@ -76,7 +76,7 @@ def _into(call: Call, numbers: Numbers | str) -> Lay:
 
 
 def _outputs(channels: Channels, call: Call, width: str, out: Numbers) -> Lay:
-    """Return the output of a layer with its own units and a bias for each."""
+    """Record a layer's own units and their biases; return the output's layout."""
     layer = call.layer
     channels.cut(layer.bias, {0: out})
     channels.width(layer, width, out)
@@ -101,7 +101,7 @@ def _stochastic_depth(channels, call, x):
 def _dropout(channels, call, x):
     shape = getattr(call.layer, "noise_shape", None)
     if shape is not None:
-        # An axis whose size is an argument of the layer is not cut.
+        # An axis whose size is fixed by `noise_shape` is not cut.
         free = [axis for axis, size in enumerate(shape) if size in (None, 1)]
         channels.only(x, free, f"has its size told to {call.layer.name!r}")
     return x
@@ -232,7 +232,7 @@ def _conv(channels, call, x):
     if isinstance(numbers, str):
         return None
     if layer.groups == len(numbers):
-        # Each channel by itself: a group goes with its channel.
+        # One group per input channel: it is removed with its channel.
         out = np.repeat(numbers, layer.filters // len(numbers))
         channels.cut(layer.kernel, {-1: out})
         channels.cut(layer.bias, {0: out})
@@ -350,7 +350,7 @@ def _bidirectional(channels, call, x, *states):
 
 @rule(layers.TimeDistributed)
 def _time_distributed(channels, call, x, *masks):
-    """What the layer inside does at each step."""
+    """Apply the rule of the wrapped layer to one time step."""
     inner = call.layer.layer
     before, after = (
         [Edge((e.shape[0], *e.shape[2:])) for e in edges]
@@ -379,7 +379,7 @@ def _attention(channels, call, *taken):
 
 
 def _query_value_key(call: Call, taken: tuple[Lay, ...]) -> list[Lay] | None:
-    """What lies along the axes of the three, among inputs that may be masks too."""
+    """Return the layouts of query, value and key; other inputs may be masks."""
     args, kwargs = arguments(call.node, list(range(len(taken))))
     if args and isinstance(args[0], list | tuple):
         args = tuple(args[0])
@@ -394,14 +394,14 @@ def _query_value_key(call: Call, taken: tuple[Lay, ...]) -> list[Lay] | None:
 def _attend(
     channels: Channels, call: Call, taken, heads, shared, as_query: bool
 ) -> list[Lay] | None:
-    """Cut the projections of an attention layer; its output and scores.
+    """Cut the projections of an attention layer; return the layouts of its outputs.
 
     Args:
         channels: The channels.
         call: The call.
-        taken: What lies along the axes of the inputs.
-        heads: The heads of the query.
-        shared: Those of key and value, fewer where several queries share one.
+        taken: The layouts of the inputs.
+        heads: The query heads.
+        shared: The heads of key and value; fewer if several query heads share one.
         as_query: Whether the output is as wide as the query.
     """
     found = _query_value_key(call, taken)
@@ -430,7 +430,7 @@ def _group_query_attention(channels, call, *taken):
     layer = call.layer
     shared = channels.new(layer.num_key_value_heads)
     if len(shared) == 1:
-        # All queries share the one head of key and value, which stays.
+        # All query heads share the only key and value head, which must be kept.
         channels.keep(shared, "is the only head of key and value")
         heads = channels.new(layer.num_query_heads)
     else:

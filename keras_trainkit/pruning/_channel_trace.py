@@ -1,7 +1,7 @@
-"""The channels of a model, followed from layer to layer by the rules for each kind.
+"""Trace the channels of a model from layer to layer with a rule for each layer type.
 
-A rule receives the channels, a call and what lies along the axes of its inputs, and
-returns the same for its output (or a list for several outputs), or None if it cannot.
+A rule receives the channels, a call and the layouts of its inputs. It returns the
+layout of the output (a list for several outputs), or None if it cannot handle the call.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from keras_trainkit.pruning._channel_groups import Channels, Lay
 
 Rule = Callable[..., "Lay | list[Lay] | None"]
 _RULES: dict[type, Rule] = {}
-# Of operations, and of layers that Keras has under no public name.
+# For operations, and for layers without a public name in Keras.
 _NAMED: dict[str, Rule] = {}
 _PRIVATE = ("LayerScale", "StochasticDepth")
 
@@ -36,22 +36,22 @@ def rule(*kinds: type | str) -> Callable[[_R], _R]:
 
 
 def described(layer: Any) -> str:
-    """A layer in an error or a reason."""
+    """Describe a layer for an error message or a reason."""
     return f"{type(layer).__name__} {layer.name!r}"
 
 
 def trace(model: keras.Model, closed: dict[str, str] | None = None) -> Channels:
-    """The channels of a Functional or built Sequential model.
+    """Find the channels of a Functional or built Sequential model.
 
     Args:
         model: The model.
-        closed: For the path of a layer made of layers why it could not be opened up.
+        closed: Why each composite layer that was not opened up stays whole, by path.
     """
     channels, graph = Channels(), read(model)
     lays: dict[int, Lay] = {}
 
     def lay(edge: Edge) -> Lay:
-        # Without one it is an input, of the model or of one applied to each step.
+        # An edge without a layout is an input of the model or of a nested model.
         return lays.setdefault(id(edge), ("is an input",) * len(edge.shape))
 
     for call in graph.calls:
@@ -76,7 +76,7 @@ def trace(model: keras.Model, closed: dict[str, str] | None = None) -> Channels:
 
 
 def _keep_weights(channels: Channels, layer: Any) -> None:
-    """Keep what a layer that is left whole reads of another layer's weights."""
+    """Keep channels whose weights are shared with a layer that is left whole."""
     for weight in getattr(layer, "weights", []):
         found = channels.slices.get(id(weight))
         for numbers in found.axes.values() if found else ():
@@ -87,7 +87,7 @@ def _keep_weights(channels: Channels, layer: Any) -> None:
 def follow(
     channels: Channels, call: Call, taken: list[Lay], why: str = ""
 ) -> list[Lay]:
-    """What lies along the axes of a call's outputs."""
+    """Return the layouts of a call's outputs."""
     found = rule_of(call.layer)
     out = found(channels, call, *taken) if found else None
     if out is not None:
@@ -101,9 +101,9 @@ def follow(
 
 
 def rule_of(layer: Any) -> Rule | None:
-    """The rule for a layer or an operation; None for one that is not known.
+    """Return the rule for a layer or an operation; None if there is none.
 
-    A user's class has no rule, whatever class it derives from.
+    A user's class has no rule, whatever its base class.
     """
     kind = type(layer)
     if kind.__module__.split(".")[0] not in ("keras", "keras_trainkit"):

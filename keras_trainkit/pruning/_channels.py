@@ -37,13 +37,13 @@ _REPETITIONS = 10
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs.
+    """The size, compute and latency of a model.
 
     Attributes:
         parameters: Number of weights.
-        flops: Floating-point operations of one row's pass, two for each product with a
-            weight.
-        latency: Median seconds of a pass; None if it was not measured.
+        flops: Floating-point operations of a forward pass of one row; a multiplication
+            by a weight and its addition count as two.
+        latency: Median seconds of a forward pass; None if not measured.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -63,11 +63,11 @@ class ShrinkResult(Report):
     """The result of `prune_channels`: the smaller model, and what changed.
 
     Attributes:
-        model: The smaller model, plain layers throughout, not compiled.
-        before: What the model cost.
-        after: What the smaller one costs.
-        channels: The channels that each layer keeps, as indices into the original's, by
-            the layer's path (heads, for attention).
+        model: The smaller model, made of plain layers, not compiled.
+        before: The cost of the original model.
+        after: The cost of the smaller model.
+        channels: By layer path, the indices of the original channels that the layer
+            keeps (for attention, of the heads).
         kept: The layers that could not be cut, by path, and the reason.
 
     Examples:
@@ -134,41 +134,42 @@ def prune_channels(
         model: A built Sequential or Functional model; it is not changed.
         ratio: How much to remove, a fraction in `[0, 1)` of `target`; or a dict with a
             fraction for each selector (a layer, a type, a function of a layer, or a
-            regular expression that matches the whole of its name or path), where the
-            first that matches a layer counts. Layers that none matches are not cut,
+            regular expression that matches the whole of its name or path). The first
+            selector that matches a layer applies. Layers without a match are not cut,
             unless their channels depend on those of another layer. If channels of
-            several layers depend on each other, the smallest ratio counts.
-        importance: How channels are ranked: `"l1"` or `"l2"`, the norm of their
-            weights over the layer's mean; `"group_l2"`, the 2-norm of all weights that
-            go with them, those of the layers behind and the scales of
-            normalizations too, but not biases, over the group's mean;
-            `"bn_gamma"`, the absolute scale of their BatchNorm, over the mean, and
-            channels without one are left whole; `"taylor"`, the squared sum of weight
-            times gradient for a batch `x`, `y`; `"random"`. Or a function from a layer
-            to a number for each of its units (heads, for attention), or to None;
-            if the units of several layers depend on each other, the mean counts; units
-            without a number are kept.
+            several layers depend on each other, the smallest ratio applies.
+        importance: How channels are ranked. `"l1"` or `"l2"`: the norm of a channel's
+            weights, divided by the layer's mean. `"group_l2"`: the 2-norm of all
+            weights removed with the channel, including those of later layers and
+            normalization scales but not biases, divided by the group's mean.
+            `"bn_gamma"`: the absolute scale of its BatchNorm, divided by the mean;
+            channels without a BatchNorm are kept. `"taylor"`: the squared sum of weight
+            times gradient for a batch `x`, `y`. `"random"`: random. Or a function that
+            takes a layer and returns a number for each of its units (for attention,
+            heads), or None. If the units of several layers depend on each other, their
+            mean is used; units without a number are kept.
         target: `"channels"`, `"parameters"` or `"flops"`: the quantity to reduce by
-            `ratio`; for the last two by at least that, unless `min_keep` prevents it.
-        scope: `"layer"`: the same fraction everywhere; `"global"`: the least important
-            of the whole model.
-        round_to: Channels are left in multiples of this (8 is good for most hardware).
+            `ratio`. Parameters and FLOPs are reduced by at least that, unless
+            `min_keep` prevents it.
+        scope: `"layer"`: the same fraction in every layer; `"global"`: the least
+            important channels of the whole model.
+        round_to: The remaining channels are a multiple of this (8 suits most hardware).
         min_keep: Smallest fraction of the channels of a layer to keep, in `(0, 1]`; at
             least one is always kept.
         exclude: Layers whose own units are not cut, as in `MagnitudePruning`.
-        x: For `"taylor"`: a batch of inputs of a compiled model.
-        y: Its targets.
-        seed: For `"random"`.
-        latency_batch_size: Rows of the batch of random inputs for which both models
-            are timed, in turns; None not to time them.
+        x: For `"taylor"`: a batch of inputs; the model must be compiled.
+        y: For `"taylor"`: the targets of `x`.
+        seed: Random seed for `"random"`.
+        latency_batch_size: Batch size of the random inputs on which both models are
+            timed, in turns; None to skip timing.
 
     Returns:
         A `ShrinkResult`.
 
     Raises:
-        ValueError: If an argument is wrong, nothing can be cut, or the target is out of
-            reach.
-        RuntimeError: If no channel goes and the copy differs from the model.
+        ValueError: If an argument is wrong, nothing can be cut, or the target cannot be
+            reached.
+        RuntimeError: If no channel is removed, yet the copy differs from the model.
 
     Examples:
         >>> import keras
@@ -178,7 +179,7 @@ def prune_channels(
         >>> [layer.units for layer in result.model.layers if hasattr(layer, "units")]
         [32, 16, 3]
 
-        All weights that go with a unit, and a ratio for each layer:
+        Rank units by all weights removed with them, with a ratio for each layer:
 
         >>> ratio = {"dense_1|head": 0.25, keras.layers.Dense: 0.5}
         >>> model = keras.Sequential(
@@ -198,8 +199,8 @@ def prune_channels(
         for `"l1"`; Z. Liu et al., Network Slimming (2017), arXiv:1708.06519, for
         `"bn_gamma"`; P. Molchanov et al., Importance Estimation for Neural Network
         Pruning (2019), arXiv:1906.10771, equation 8, for `"taylor"`; G. Fang et al.,
-        DepGraph (2023), arXiv:2301.12900, for what has to go together, and equation 4
-        for `"group_l2"`.
+        DepGraph (2023), arXiv:2301.12900, for the dependencies between channels, and
+        equation 4 for `"group_l2"`.
     """
     check_graph(model)
     ratios, share = _check_ratio(ratio, target, scope)
@@ -267,9 +268,9 @@ def prune_channels(
 def _opened(
     model: keras.Model, selectors: list[Selector]
 ) -> tuple[keras.Model, dict[str, str]]:
-    """Open up layers that are made of layers, and why others stay whole."""
+    """Open up composite layers; also return why others stay whole, by path."""
     if any(isinstance(selector, keras.layers.Layer) for selector in selectors):
-        # The layers of a copy are not those that were given.
+        # Opening makes a copy, whose layers are not the ones the caller selected.
         return model, {}
     types = tuple(selector for selector in selectors if isinstance(selector, type))
 
@@ -282,7 +283,7 @@ def _opened(
 def _check_ratio(
     ratio: Any, target: str, scope: str
 ) -> tuple[dict[Any, float], float | None]:
-    """The ratio of each selector, or the one for all layers."""
+    """Return the ratio of each selector, and the one for all layers or None."""
     if not isinstance(ratio, Mapping):
         return {}, check_in_range("ratio", ratio, 0, 1, closed="left")
     if not ratio or target != "channels" or scope != "layer":
@@ -297,12 +298,12 @@ def _check_ratio(
 
 @dataclass(frozen=True)
 class _Group:
-    """Channels that lie in the same places, the least important first.
+    """Channels that belong to the same layers, the least important first.
 
     Attributes:
         roots: The channels.
-        scores: How much each matters.
-        ratio: How much of them should go, where each layer has its own.
+        scores: The importance of each channel.
+        ratio: The fraction to remove, if each layer has its own.
     """
 
     roots: Numbers
@@ -310,11 +311,11 @@ class _Group:
     ratio: float = 0.0
 
     def left(self, share: float, round_to: int, min_keep: float) -> int:
-        """How many to leave where `share` of them should go."""
+        """Return how many channels to keep when a fraction `share` is to be removed."""
         return self.rounded(round(len(self.roots) * (1 - share)), round_to, min_keep)
 
     def rounded(self, left: int, round_to: int, min_keep: float) -> int:
-        """The number of channels to leave that is allowed and near `left`."""
+        """Return the allowed number of channels to keep that is closest to `left`."""
         count = len(self.roots)
         least = max(1, int(np.ceil(count * min_keep)))
         multiple = max(round(left / round_to), 1) * round_to
@@ -333,7 +334,7 @@ def _groups(channels: Channels, scores: Scores, ratio_of) -> Iterator[_Group]:
 
 
 def _choose_each(groups, share: float | None, round_to, min_keep) -> set[int]:
-    """The channels that go: of each group the same share, or its own."""
+    """Choose the channels to remove: the same share of each group, or its own ratio."""
     gone: set[int] = set()
     for group in groups:
         own = group.ratio if share is None else share
@@ -344,7 +345,7 @@ def _choose_each(groups, share: float | None, round_to, min_keep) -> set[int]:
 
 def _choose_all(groups, share, round_to, min_keep) -> set[int]:
     total = sum(len(group.roots) for group in groups)
-    # Each group gives as many as it may, those of the lowest scores first.
+    # Each group offers as many as `min_keep` allows, the lowest scores first.
     offers = sorted(
         (group.scores[i], k)
         for k, group in enumerate(groups)
@@ -361,7 +362,7 @@ def _choose_all(groups, share, round_to, min_keep) -> set[int]:
 
 
 def _search(model, channels, choose, ratio: float, target: str) -> set[int]:
-    """The fewest channels whose loss takes enough of the parameters or FLOPs away."""
+    """Find the fewest channels whose removal reaches the target, by bisection."""
 
     def cost(gone: set[int]) -> int:
         def shape_of(variable):
@@ -395,7 +396,7 @@ def _left(channels: Channels, numbers: Numbers, gone: set[int]) -> np.ndarray:
 
 
 def _kept(channels: Channels) -> dict[str, str]:
-    """The layers none of whose units can go, and why."""
+    """Return the layers whose units must all be kept, by path, and the reason."""
     return {
         channels.layers[layer]: str(channels.reason(numbers))
         for layer, numbers in channels.outputs.items()

@@ -61,7 +61,7 @@ Found = list[tuple[Slices, int, np.ndarray]]
 
 
 def _units(channels: Channels, norm: str) -> Found:
-    """For each kernel with units of its own, the norm of each unit's weights."""
+    """Return the norm of each unit's weights, for each kernel that has units."""
     found = []
     for slices in channels.slices.values():
         if slices.units is not None:
@@ -91,9 +91,9 @@ def _means(channels: Channels, found: Found) -> Scores:
 
 
 def _group_l2(channels: Channels) -> Scores:
-    """The norm of all weights that go with a channel, over the mean of its group.
+    """Return the norm of all weights removed with a channel, over its group's mean.
 
-    Not of biases and shifts: how large they are says nothing of what is multiplied.
+    Biases and shifts are left out: their size says nothing about the channel's scale.
     """
     squares: Found = [
         (slices, axis, _sum_but(_array(slices.variable) ** 2, axis))
@@ -110,7 +110,7 @@ def _group_l2(channels: Channels) -> Scores:
 
 
 def _own(channels: Channels, importance: Callable[[Any], Any]) -> Scores:
-    """The mean of what a function says of a channel's units, over its layers."""
+    """Return the user function's values, averaged over the layers of each channel."""
     found: dict[int, list[float]] = {}
     for layer, numbers in channels.outputs.items():
         values = importance(layer)
@@ -127,7 +127,7 @@ def _own(channels: Channels, importance: Callable[[Any], Any]) -> Scores:
 
 
 def _sum_but(values: np.ndarray, axis: int) -> np.ndarray:
-    """Sums over all axes but one."""
+    """Sum over all axes but one."""
     return values.sum(tuple(other for other in range(values.ndim) if other != axis))
 
 

@@ -1,4 +1,4 @@
-"""An optimizer's update with pruning after it, inside the compiled step."""
+"""Prune after each optimizer update, inside the compiled training step."""
 
 import functools
 from collections.abc import Callable
@@ -20,26 +20,30 @@ def with_pruning(
     is_due: Callable[[Any], Any],
     find_masks: Callable[[Any, list[Tensor]], list[Tensor]],
 ) -> tuple[Callable, Callable[[], None]]:
-    """The optimizer's `apply` with pruning after it, and what begins a fit with it.
+    """Return an `apply` that prunes after the update, and a function that resets it.
+
+    Call the second function at the start of a fit.
 
     Args:
         optimizer: The optimizer, built.
         variables: The kernels to prune.
-        start: The count of batches before step 1.
+        start: The optimizer's batch count before step 1.
         begin_step: The first step that prunes.
-        is_due: Whether a step prunes, before its pass.
-        find_masks: From a step and the kernels' values to the entries that stay.
+        is_due: Whether to prune before the forward pass of a step.
+        find_masks: Maps a step and the kernels' values to the masks of the entries to
+            keep.
     """
-    # A second callback may prune other kernels.
+    # Another callback may already have replaced `apply` to prune other kernels.
     inner = vars(optimizer).get("apply")
     find = as_one_op(find_masks)
     averages = moving_averages(optimizer)
-    # On JAX what a step keeps must be in the optimizer, and so in its files. There the
-    # zeros themselves are the masks; elsewhere a copy is faster, which no file has.
+    # On JAX, state that a step keeps must be in the optimizer and would be saved with
+    # it, so the zeros themselves serve as masks. On other backends separate masks are
+    # faster, and they are not saved.
     masks = []
     if not _on_jax():
         masks = [keras.Variable(_alive(v, True), trainable=False) for v in variables]
-    # Only clipping can set a weight to zero that is not pruned.
+    # Only clipping can set a weight to zero that is not pruned; see `_nonzero`.
     clips = _on_jax() or isinstance(optimizer, keras.optimizers.Ftrl)
     clipped = [clips or variable.constraint is not None for variable in variables]
 
@@ -49,7 +53,7 @@ def with_pruning(
         before = [ops.convert_to_tensor(mask) for mask in masks] or [
             _alive(variable, step < begin_step) for variable in variables
         ]
-        # The class may be another one than when the fit began.
+        # The optimizer's class may have changed since the fit began.
         apply = inner or functools.partial(type(optimizer).apply, optimizer)
         apply(grads, trainable_variables)
         values = [
@@ -79,9 +83,9 @@ def with_pruning(
 
 
 def _check_all_trained(variables, trained) -> None:
-    """Raise if the training step updates some of the pruned kernels elsewhere.
+    """Raise if another optimizer updates some of the pruned kernels.
 
-    Another optimizer may do that, and the zeros would be lost.
+    Their zeros would be lost.
     """
     known = {id(variable) for variable in trained or variables}
     others = [variable.path for variable in variables if id(variable) not in known]
@@ -91,9 +95,10 @@ def _check_all_trained(variables, trained) -> None:
 
 
 def _alive(variable: keras.Variable, everything: Any) -> Tensor:
-    """Return the entries that are not zero, or all."""
+    """Return a mask of the nonzero entries, or of all entries."""
     alive = ops.not_equal(variable, 0) | everything
-    # Either is the faster on its backend: XLA fuses what TensorFlow does one by one.
+    # A boolean mask is faster on JAX, where XLA fuses the operations; a float mask is
+    # faster on the other backends.
     return alive if _on_jax() else ops.cast(alive, variable.dtype)
 
 
@@ -111,14 +116,14 @@ def nonzero(variables: list[keras.Variable]) -> list[Tensor]:
 
 
 def assign_masked(variables: list[keras.Variable], masks: list[Tensor]) -> None:
-    """Set to zero what the masks do not keep, and keep the rest from being zero."""
+    """Zero the entries outside the masks; make zeros inside them a tiny number."""
     for variable, value, mask in zip(variables, nonzero(variables), masks, strict=True):
         variable.assign(ops.where(mask, value, 0.0))
 
 
 def _nonzero(variable: Any) -> Tensor:
-    # A normal number, far below any weight, but large enough not to underflow by weight
-    # decay; in float16 only denormal numbers are small enough.
+    # A normal number far below any weight, yet large enough that weight decay does not
+    # make it underflow; in float16 only denormal numbers are small enough.
     value = ops.convert_to_tensor(variable)
     dtype = keras.backend.standardize_dtype(value.dtype)
     tiny = ops.cast(6e-8 if dtype == "float16" else 1e-30, dtype)
@@ -126,7 +131,7 @@ def _nonzero(variable: Any) -> Tensor:
 
 
 def _now(optimizer: keras.optimizers.Optimizer) -> Any:
-    """The count of batches, as a number where steps are not compiled."""
+    """Return the batch count; a plain int if steps are not compiled."""
     counter = step_counter(optimizer)
     if keras.backend.backend() == "torch":
         return int(counter)

@@ -1,4 +1,4 @@
-"""The kernels of a model to prune, and their sparsities."""
+"""Select the kernels of a model to prune, and their sparsities."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ from keras_trainkit.pruning._masks import (
 
 @dataclass(frozen=True)
 class Rule:
-    """The arguments that all ways of pruning share, parsed.
+    """The parsed arguments that all pruning functions share.
 
     Attributes:
         sparsity: The fraction of the entries to prune, or one for each selector.
-        scope: Whether kernels are ranked each for itself or all together.
-        pattern: What is pruned as one.
+        scope: Whether entries are ranked within each kernel or over all kernels.
+        pattern: The shape of what is pruned together.
         include: What to prune; everything if empty.
         exclude: What not to prune.
     """
@@ -54,10 +54,10 @@ def make_rule(
     exclude: Any,
     block_pooling: Any = "avg",
 ) -> Rule:
-    """The arguments, checked.
+    """Check and parse the arguments.
 
     Raises:
-        ValueError: If one is out of its range or two contradict each other.
+        ValueError: If one is out of range or two contradict each other.
     """
     check_choice("scope", scope, ("layer", "global"))
     check_choice("block_pooling", block_pooling, ("avg", "max"))
@@ -90,7 +90,7 @@ class Targets:
     Attributes:
         rule: The rule.
         kernels: The kernels.
-        finals: The sparsity that each is to have in the end.
+        finals: The final sparsity of each kernel.
     """
 
     rule: Rule
@@ -98,12 +98,12 @@ class Targets:
     finals: list[float]
 
     def masks(self, values: list[Tensor], sparsities: list[Tensor]) -> list[Tensor]:
-        """The entries of each kernel that stay, as booleans."""
+        """Return a boolean mask of the entries to keep, for each kernel."""
         together = self.rule.scope == "global"
         return masks(self.kernels, values, sparsities, self.rule.pattern, together)
 
     def have(self, sparsities: list[float]) -> bool:
-        """Whether the kernels have the zeros that these sparsities ask for."""
+        """Whether the kernels have at least the zeros that these sparsities require."""
         together = self.rule.scope == "global"
         zeros = [
             int(kernel.variable.shape and np.sum(_array(kernel.variable) == 0))
@@ -118,13 +118,13 @@ class Targets:
 def find_targets(
     model: keras.Model, rule: Rule, trainable_only: bool = False
 ) -> Targets:
-    """The kernels of a built model that a rule prunes.
+    """Find the kernels of a built model that a rule prunes.
 
     Raises:
         ValueError: If there are none, or a selector matches no layer.
     """
     found, every = list(kernels_in(model)), list(all_chains(model))
-    # Those whose kernel cannot be pruned may be named too, to leave them out.
+    # Users may also name layers whose kernels cannot be pruned, to exclude them.
     chains = [chain for chain, _ in found]
     chains += [chain for chain in every if without_kernels(chain[-1])]
     per_layer = rule.sparsity if isinstance(rule.sparsity, Mapping) else {}
