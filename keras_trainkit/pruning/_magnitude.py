@@ -181,8 +181,8 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch == 0:
-            # Not before: `BackupAndRestore` loads when the training begins, and others
-            # exchange the optimizer or freeze layers when an epoch does.
+            # Not earlier: `BackupAndRestore` loads weights when training starts, and
+            # other callbacks replace the optimizer or freeze layers when an epoch does.
             fit_scope.check_trained(self.model, self._trained, "prune")
             if self._targets is None:
                 self._begin()
@@ -369,7 +369,7 @@ def _template(schedule, begin_step, end_step) -> Sparsity:
 
 
 def _hashable(value: Any) -> Hashable:
-    """What tells one argument from another."""
+    """Return a hashable form of an argument."""
     if isinstance(value, Mapping):
         return tuple(value.items())
     return tuple(value) if isinstance(value, list | set) else value

@@ -1,4 +1,4 @@
-"""Clusters of the entries of a weight: k-means on a line."""
+"""Cluster the entries of a weight: one-dimensional k-means."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def cluster(
         values: Numbers, of shape `(size,)`.
         num_clusters: The number of clusters; some may stay empty.
         initialization: Where the centroids start.
-        seed: For `"k-means++"`.
+        seed: Random seed for `"k-means++"`.
 
     Returns:
         The cluster of each number. Numbers with at most `num_clusters` distinct values
@@ -56,7 +56,7 @@ def _lloyd(values: np.ndarray, counts: np.ndarray, centroids: np.ndarray) -> np.
     """The cluster of each of the sorted, distinct values."""
     labels = np.full(len(values), -1)
     for _ in range(_MAX_ITERATIONS):
-        # On a line the clusters meet halfway between their centroids.
+        # In one dimension, clusters meet halfway between their centroids.
         found = np.searchsorted((centroids[1:] + centroids[:-1]) / 2, values)
         if (found == labels).all():
             break

@@ -45,9 +45,10 @@ class Clustering(keras.callbacks.Callback):
     stays the same for the fit. A kernel that has few enough distinct values already
     keeps its clusters, so a second or resumed fit continues with those of the first.
 
-    Nothing wraps the layers, and the saved file is that of the model without clusters;
-    `kt.pruning.sparsity_report(model).gzip_bytes` is its size after gzip. Biases and
-    normalization are not clustered. It works with models from `quantize_aware` too.
+    The layers are not wrapped, and the saved file is a plain model;
+    `kt.pruning.sparsity_report(model).gzip_bytes` is the size of its weights after
+    gzip. Biases and normalization are not clustered. It works with models from
+    `quantize_aware` too.
 
     Args:
         num_clusters: The largest number of distinct values in a kernel, 2 or more; with
@@ -55,14 +56,14 @@ class Clustering(keras.callbacks.Callback):
         initialization: Where k-means begins: `"k-means++"`; `"linear"`, evenly between
             the smallest and the largest entry; or `"density"`, at evenly spaced
             quantiles of the entries.
-        per_channel: Whether each unit has clusters of its own.
+        per_channel: Whether each unit has its own clusters.
         preserve_sparsity: Whether entries that are zero when the fit begins stay zero.
             They count as one of the clusters.
         include: What to cluster: a layer, a type of layers, a regular expression that
             matches the whole of a layer's name or path, a function of a layer, or a
             list of these. By default everything.
         exclude: What not to cluster, in the same ways.
-        seed: For `"k-means++"`.
+        seed: Random seed for `"k-means++"`.
 
     Raises:
         ValueError: If an argument is wrong; in `fit`, before the first step, if there
@@ -109,14 +110,14 @@ class Clustering(keras.callbacks.Callback):
         self._labels: list[tuple[Kernel, np.ndarray, np.ndarray]] = []
 
     def set_params(self, params: dict[str, Any] | None) -> None:
-        """Take the place of the optimizer's step for the fit."""
+        """Prepare to replace the optimizer's update for this fit."""
         super().set_params(params)
-        # Pruning sets weights to zero that are members of other clusters.
+        # Pruning would set members of other clusters to zero.
         fit_scope.make_room(self.model, self, "kernels", (MagnitudePruning,))
         self._labels = []
         if self.model.built:
             self._find_kernels()
-        # All that the callbacks mean to train in this fit, sooner or later.
+        # All weights that the callbacks will train at some point of this fit.
         self._trained = self.model.trainable_variables
         self._changed: list[keras.optimizers.Optimizer] = [core_optimizer(self.model)]
         fit_scope.enter(self.model, self, self._undo, key=(id(self),), what="kernels")
@@ -126,8 +127,8 @@ class Clustering(keras.callbacks.Callback):
             vars(optimizer).pop("apply", None)
 
     def on_train_batch_begin(self, batch, logs=None):
-        # Not before: `BackupAndRestore` loads when the training begins, and others
-        # exchange the optimizer or freeze layers when an epoch does.
+        # Not earlier: `BackupAndRestore` loads weights at the start of training, and
+        # other callbacks replace the optimizer or freeze layers when an epoch starts.
         if batch == 0:
             fit_scope.check_trained(self.model, self._trained, "cluster")
             if "apply" not in vars(core_optimizer(self.model)):
@@ -136,7 +137,7 @@ class Clustering(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         fit_scope.close(self.model)
         self._check_kept()
-        # Averages of the optimizer may have come in place of the weights.
+        # The optimizer may have overwritten the weights with its averages.
         self._set_to_means()
 
     def _check_kept(self) -> None:
@@ -146,7 +147,7 @@ class Clustering(keras.callbacks.Callback):
             ends = np.full((2, len(moves)), np.inf)
             np.minimum.at(ends[0], labels, values)
             np.minimum.at(ends[1], labels, -values)
-            # A cluster that does not move is that of the zeros.
+            # The cluster that does not move is the one of zeros.
             spread = np.where(moves > 0, -ends[1] - ends[0], np.maximum(*-ends))
             if spread.max() > _SPREAD * np.abs(values).max():
                 raise RuntimeError(
@@ -194,7 +195,7 @@ class Clustering(keras.callbacks.Callback):
         return wanted and not selected(chain, self._exclude)
 
     def _label(self, kernel: Kernel) -> tuple[np.ndarray, np.ndarray]:
-        """The cluster of each entry, and for each cluster whether it may move."""
+        """Return the cluster of each entry, and whether each cluster may move."""
         values = _array(kernel.variable)
         groups = np.zeros(values.shape, "int64")
         if self._per_channel:
@@ -208,7 +209,7 @@ class Clustering(keras.callbacks.Callback):
         for group, members in enumerate(np.split(in_order, len(moves))):
             first = group * self._num_clusters
             zero = (values[members] == 0) & self._preserve_sparsity
-            # The last cluster is that of the zeros, if there are any.
+            # The last cluster holds the zeros, if there are any.
             free = self._num_clusters - bool(zero.any())
             moves[group, free:] = 0
             labels[members[zero]] = first + free
@@ -232,7 +233,7 @@ def _shared_updates(
     variables: list[keras.Variable],
     labels: list[tuple[np.ndarray, np.ndarray]],
 ) -> Callable:
-    """The optimizer's `apply`, with the mean update for all members of a cluster."""
+    """Return an `apply` that moves all members of a cluster by their mean update."""
     inner = vars(optimizer).get("apply")
     constants = []
     for index, moves in labels:
@@ -247,7 +248,7 @@ def _shared_updates(
     def apply_and_share(grads, trainable_variables=None):
         # A sum, since TensorFlow reads a variable itself only where it is used.
         before = [ops.add(variable, 0.0) for variable, _ in pairs]
-        # The class may be another one than when the fit began.
+        # The optimizer's class may have changed since the fit began.
         apply = inner or functools.partial(type(optimizer).apply, optimizer)
         apply(grads, trainable_variables)
         for (variable, (index, weights)), old in zip(pairs, before, strict=True):

@@ -1,4 +1,4 @@
-"""Fake quantization: values rounded as integers would be, in floating point."""
+"""Fake quantization: round floating-point values to an integer grid."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from keras.quantizers import abs_max_quantize, fake_quant_with_min_max_vars
 
 from keras_trainkit._types import Tensor
 
-# Weight of a new batch in the moving averages, once they are as long as this says.
+# Weight of a new batch in the moving averages; the first 1 / _RATE batches weigh the
+# same.
 _RATE = 0.01
 
 
@@ -59,12 +60,12 @@ class Range(keras.layers.Layer):
         margin: float = 0.0,
         **kwargs,
     ):
-        # It computes in float32, whatever it is given.
+        # Compute in float32, whatever the input's dtype.
         super().__init__(dtype="float32", autocast=False, **kwargs)
         self.bits = bits
         self.fixed = fixed
         self.margin = margin
-        # Set while a model is converted, since the converter reads constants alone.
+        # Set while a model is converted, since the converter can only read constants.
         self._constant: tuple[float, float] | None = None
 
     def build(self, input_shape=None):
@@ -90,19 +91,19 @@ class Range(keras.layers.Layer):
         if training:
             self._update(x)
         rounded = self._round(x, *self._ends(self.low, self.high, ops))
-        # In training there has been a batch.
+        # In training, the ranges have just been updated, so `count` is positive.
         return rounded if training else ops.where(self.count > 0, rounded, x)
 
     def _update(self, x: Tensor) -> None:
         x = ops.cast(ops.stop_gradient(x), "float32")
-        # At first the mean of all batches, so that the zeros at the start do not count.
+        # At first the mean of all batches, so that the initial zeros do not count.
         rate = ops.maximum(1 / (self.count + 1), _RATE)
         for average, value in ((self.low, ops.min(x)), (self.high, ops.max(x))):
             average.assign(average + rate * (value - average))
         self.count.assign(self.count + 1)
 
     def _ends(self, low: Any, high: Any, ops: Any) -> tuple[Any, Any]:
-        """A range that includes zero, which has to be exact, and is not empty."""
+        """Widen a range to be nonempty and include zero, which must be exact."""
         low, high = ops.minimum(low - self.margin, 0.0), ops.maximum(high, 0.0)
         if self.bits == 16:
             high = ops.maximum(high, -low)

@@ -33,7 +33,7 @@ ACTIVATION = (
     layers.ELU,
     layers.Softmax,
 )
-# Their outputs get a range of their own.
+# Layers whose output needs its own range.
 MERGING = (
     layers.Add,
     layers.Subtract,
@@ -44,7 +44,7 @@ MERGING = (
     layers.GlobalAveragePooling1D,
     layers.GlobalAveragePooling2D,
 )
-# What they give lies on the grid of what they take, in LiteRT too.
+# Layers whose output is on the grid of their input, in LiteRT too.
 SAME_GRID = (
     layers.Flatten,
     layers.Reshape,
@@ -118,22 +118,22 @@ def operation_of(layer: Any) -> str | None:
 
 
 def is_same_grid(layer: Any) -> bool:
-    """Whether what a layer gives lies on the grid of what it takes."""
+    """Whether a layer's output is on the same grid as its input."""
     return type(layer) in SAME_GRID or operation_of(layer) in _SAME_GRID_OPS
 
 
 def is_activation(layer: Any) -> bool:
-    """Whether a layer is an activation alone."""
+    """Whether a layer is only an activation."""
     return type(layer) in ACTIVATION or operation_of(layer) in _ACTIVATION_OPS
 
 
 def takes_one_grid(layer: Any) -> bool:
-    """Whether in LiteRT all inputs of a layer have the range of its output."""
+    """Whether LiteRT requires all inputs of a layer to have its output's range."""
     return type(layer) is layers.Concatenate or operation_of(layer) == "Concatenate"
 
 
 def activation_of(layer: Any) -> Any:
-    """The activation that a layer ends in, as a function; None if it has none."""
+    """Return the activation function at the end of a layer; None if it has none."""
     if (operation := operation_of(layer)) is not None:
         return _ACTIVATION_OPS.get(operation)
     if type(layer) is layers.ReLU:
@@ -164,7 +164,7 @@ def kernel_axes(layer: Any) -> dict[str, tuple[int, ...]]:
     for kernel in own_kernels(layer):
         for name in ("_kernel", "_embeddings", *vars(layer)):
             if vars(layer).get(name) is kernel.variable:
-                # A table is looked up in, and LiteRT's lookup has one scale.
+                # LiteRT's lookup has a single scale for the whole table.
                 whole = type(layer) is layers.Embedding
                 rank = len(kernel.variable.shape)
                 found[name] = tuple(range(rank)) if whole else kernel.inputs

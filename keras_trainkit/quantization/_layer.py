@@ -13,7 +13,7 @@ from keras_trainkit.quantization import _kinds
 from keras_trainkit.quantization._fake import Range, fake_quantize_kernel
 from keras_trainkit.quantization._products import as_product, is_on_positions
 
-# A softmax makes less than one step of int8 of what is so much below the maximum.
+# Softmax inputs this far below the maximum yield less than one int8 step.
 _NEGLIGIBLE = 12.0
 
 
@@ -29,12 +29,12 @@ class Quantized(QuantizedLayer, keras.layers.Wrapper):
             a function of `keras.ops` as a layer.
         weight_bits: Bits of a weight.
         activation_bits: Bits of an activation.
-        quantize_inputs: For each input whether it is rounded here, since nothing in
-            front does so.
-        quantize_output: Whether the output is rounded; not so where a
-            BatchNormalization or ReLU follows that LiteRT merges with this layer.
-        alone: For a BatchNormalization: whether it is a step of its own, and not merged
-            with a layer in front.
+        quantize_inputs: For each input, whether to round it here because no earlier
+            layer does.
+        quantize_output: Whether to round the output; False if LiteRT merges this layer
+            with a BatchNormalization or ReLU that follows.
+        alone: For a BatchNormalization: whether it is a separate operation, not merged
+            with the layer before it.
         masked: For a Softmax: whether it is called with a mask.
         freeze_after: For a BatchNormalization: the number of training steps after which
             it uses its moving statistics, and keeps them.
@@ -80,7 +80,7 @@ class Quantized(QuantizedLayer, keras.layers.Wrapper):
         gates = activation is activations.silu
         gate = _kinds.fixed_range(activations.sigmoid, bits)
         self.gate_range = Range(bits, gate) if gates else None
-        # LiteRT has the low end of the range for what a mask leaves out.
+        # LiteRT sets masked positions to the low end of the range.
         self.masked_range = Range(bits, margin=_NEGLIGIBLE) if self.masked else None
         separable = type(self.layer) in _kinds.SEPARABLE
         self.middle_range = Range(bits) if separable else None
@@ -111,7 +111,8 @@ class Quantized(QuantizedLayer, keras.layers.Wrapper):
         return self.layer.compute_output_spec(inputs)
 
     def call(self, inputs, training=None, **masks):
-        # With a `mask` of its own, Keras would record one that `strip` has to remove.
+        # With a named `mask` argument, Keras would record a mask that `strip` would
+        # have to remove.
         inputs = self._round_inputs(inputs, training)
         if type(self.layer) in _kinds.LINEAR:
             outputs = self._linear(inputs, training)
@@ -173,7 +174,7 @@ class Quantized(QuantizedLayer, keras.layers.Wrapper):
         if self.gate_range is None:
             activation = getattr(self.layer, "activation", None)
             return x if activation is None else activation(x)
-        # As LiteRT computes it, which rounds the sigmoid too.
+        # LiteRT rounds the sigmoid too.
         return x * self.gate_range(ops.sigmoid(x), training=training)
 
     def _norm(self, x: Tensor, training: Any) -> Tensor:
@@ -194,7 +195,7 @@ class Quantized(QuantizedLayer, keras.layers.Wrapper):
         return ops.where(frozen, with_moving, with_batch)
 
     def constants(self) -> list[tuple[Any, str, Any]]:
-        """The kernels, or what a BatchNormalization alone does, and the ranges."""
+        """Return the kernels (or a separate BatchNormalization's scale) and ranges."""
         arrays = {n: ops.convert_to_numpy(k) for n, k in self.rounded_kernels().items()}
         if self.alone:
             arrays = _scale_and_shift(self.layer)
@@ -235,9 +236,10 @@ def _pointwise(layer: Any, x: Tensor, kernels: dict[str, Tensor]) -> Tensor:
 
 
 def _scale_channels(x: Tensor, scale: Any, shift: Any) -> Tensor:
-    """A BatchNormalization as a depthwise convolution, which has a scale per channel.
+    """Compute a BatchNormalization as a depthwise convolution.
 
-    As a product with a constant it would have one for all, and lose the small ones.
+    A convolution has a scale per channel. A product with a constant would have one
+    scale for all channels, and small values would be lost.
     """
     channels = len(scale)
     flat = ops.reshape(x, (-1, 1, 1, channels))
@@ -246,7 +248,7 @@ def _scale_channels(x: Tensor, scale: Any, shift: Any) -> Tensor:
 
 
 def _scale_and_shift(norm: keras.layers.BatchNormalization) -> dict[str, Any]:
-    """What a BatchNormalization does at inference, read off two of its outputs."""
+    """Compute a BatchNormalization's scale and shift from two of its outputs."""
     shape = [1] * (norm.input_spec.ndim - 1) + list(norm.moving_mean.shape)
     at = [norm(np.full(shape, v, "float32"), training=False) for v in (0, 1)]
     shift, both = (np.ravel(ops.convert_to_numpy(y)) for y in at)

@@ -1,4 +1,4 @@
-"""What of a model is to be quantized, and a copy in which that can be reached."""
+"""Select what to quantize in a model, and open up the layers that contain it."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ Chain = tuple[Any, ...]
 def opened(
     model: keras.Model, include: Selectors = (), exclude: Selectors = ()
 ) -> tuple[keras.Model, Callable[[Call], bool], dict[str, str]]:
-    """Open up the layers that are made of layers to be quantized.
+    """Open up composite layers whose parts are to be quantized.
 
     Returns:
-        A copy; whether a call in it is to be quantized, if it can be; and the path of
-        each layer that stays whole, with the reason.
+        A copy; a function that says whether to quantize a call in it, if possible; and
+        why each composite layer that stays whole does so, by path.
 
     Raises:
         ValueError: If a selector matches nothing.
@@ -36,7 +36,7 @@ def opened(
         for chain, is_chosen in zip(chains(own), wanted, strict=True)
         if is_chosen
     }
-    # For functions of `keras.ops`, which go with the model or layer around them.
+    # A function of `keras.ops` is selected with the model or layer that contains it.
     paths = ["/".join(layer.name for layer in chain) for chain in every]
     around = {"": not include} | dict(zip(paths, wanted, strict=True))
     names = [tuple(s for s in x if isinstance(s, str)) for x in (include, exclude)]

@@ -1,4 +1,4 @@
-"""Functions of `keras.ops` as layers, which can be quantized."""
+"""Wrap functions of `keras.ops` as layers, so that they can be quantized."""
 
 import json
 from typing import Any
@@ -24,15 +24,15 @@ class Operation(keras.layers.Layer):
     def __init__(self, operation: Any, arguments: str, **kwargs: Any):
         kwargs.setdefault("name", operation.name)
         super().__init__(autocast=False, **kwargs)
-        # A function takes tensors with masks, and gives none.
+        # Inputs may carry masks; the output never does.
         self.supports_masking = True
         self.operation = operation
-        # As a string, since Keras replaces lists and dicts by its own.
+        # A string, since Keras replaces list and dict attributes by its own types.
         self.arguments = arguments
 
     @classmethod
     def of(cls, operation: Any, args: tuple, kwargs: dict) -> "Operation":
-        """The layer for a call with symbolic tensors."""
+        """Make the layer for a call with symbolic tensors."""
 
         def mark(value):
             if isinstance(value, keras.KerasTensor):
@@ -55,7 +55,7 @@ class Operation(keras.layers.Layer):
         return self.apply(inputs)
 
     def apply(self, inputs: Any) -> Tensor:
-        """The function of one tensor, or of a list of them."""
+        """Apply the function to one tensor, or to a list of tensors."""
         saved = json.loads(self.arguments)
         tensors = iter(keras.tree.flatten(inputs))
         args, kwargs = keras.tree.map_structure(

@@ -1,4 +1,4 @@
-"""Plan which layers round their inputs, and which their outputs."""
+"""Plan which layers round their inputs and which round their outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from keras_trainkit.quantization._products import is_on_positions
 
 @dataclass
 class Plan:
-    """What to do with each layer.
+    """How to quantize each layer.
 
     Attributes:
-        wrapped: The arguments of `Quantized` for each layer that gets one.
-        arguments: Those of each function of `keras.ops` that gets one.
-        kept: Why each of the others is computed in float, by path. An activation that
-            is float inside a layer that is not has `activation` at the end of it.
+        wrapped: The arguments of `Quantized` for each layer to wrap.
+        arguments: The arguments that each wrapped layer or function is called with.
+        kept: Why each other layer is computed in float, by path. A float activation in
+            a quantized layer has a path that ends in `activation`.
     """
 
     wrapped: dict[Any, dict[str, Any]] = field(default_factory=dict)
@@ -52,7 +52,7 @@ def make_plan(model: keras.Model, wants: Callable[[Call], bool]) -> Plan:
             plan.wrapped[call.layer] = {"masked": True} if masked else {}
             plan.arguments[call.layer] = (given.args, given.kwargs)
         else:
-            # One use that cannot be rounded keeps all uses of a layer float.
+            # If one use of a layer cannot be quantized, all its uses stay float.
             stays.add(call.layer)
             plan.kept[call.path] = reason
     for layer in stays & set(plan.wrapped):
@@ -65,7 +65,7 @@ def make_plan(model: keras.Model, wants: Callable[[Call], bool]) -> Plan:
 
 
 def kept_in(model: keras.Model) -> dict[str, str]:
-    """Why the layers without ranges in a quantized model have none, by path."""
+    """Return why layers of a quantized model are computed in float, by path."""
     kept: dict[str, str] = {}
     graph = read(model)
     for call in graph.calls:
@@ -100,7 +100,7 @@ def _why_float(call: Call, chain: tuple, graph: Graph) -> str | None:
     given = {k for k, v in arguments.kwargs.items() if v is not None}
     is_softmax = isinstance(layer, layers.Softmax)
     allowed = {"training", "mask"} if is_softmax else {"training"}
-    # What the type says is of more use than how it is called.
+    # A reason from the layer's type is more useful than one from how it is called.
     reason = _kinds.why_float(layer)
     if reason is None and (len(arguments.args) != 1 or given - allowed):
         return "it is called with more than its inputs"
@@ -122,7 +122,7 @@ def _is_last(axis: Any, rank: int) -> bool:
     return [a % rank for a in keras.tree.flatten(axis)] == [rank - 1]
 
 
-# The options of a layer that is not quantized, as far as what follows is concerned.
+# The options that later layers assume for a layer that is not quantized.
 _ALONE = {"quantize_output": True}
 
 
@@ -143,7 +143,7 @@ def _place_ranges(graph: Graph, plan: Plan) -> None:
     for call in graph.calls:
         layer, inputs = call.layer, call.inputs
         if layer not in plan.wrapped:
-            # A function of values on a grid is on it only in these layers.
+            # Only these layers keep their input's grid.
             if _kinds.is_same_grid(layer) and id(inputs[0]) in rounded:
                 rounded.update(id(edge) for edge in call.outputs)
             continue
@@ -151,7 +151,7 @@ def _place_ranges(graph: Graph, plan: Plan) -> None:
         known = rounded | pending
         own = [id(e) not in known and not _is_whole(layer) for e in inputs]
         if options.get("masked"):
-            # It has a range of its own instead of that of what it takes.
+            # It has its own `masked_range` instead of an input range.
             own = [False]
         before = options.get("quantize_inputs", (False,) * len(own))
         options["quantize_inputs"] = tuple(
@@ -161,12 +161,12 @@ def _place_ranges(graph: Graph, plan: Plan) -> None:
 
 
 def _is_whole(layer: Any) -> bool:
-    """Whether a layer takes whole numbers."""
+    """Whether a layer's inputs are integers."""
     return isinstance(layer, layers.Embedding)
 
 
 def _merges_into_next(call: Call | None, plan: Plan) -> bool:
-    """Whether LiteRT computes a layer and the one behind it as one."""
+    """Whether LiteRT merges a layer with the next one, so its output is not rounded."""
     if call is None or call.layer not in plan.wrapped:
         return False
     (edge,) = call.outputs
@@ -179,7 +179,7 @@ def _merges_into_next(call: Call | None, plan: Plan) -> bool:
     if masked or _kinds.takes_one_grid(behind.layer):
         return True
     if is_on_positions(call.layer, len(call.inputs[0].shape)):
-        # There is a reshaping between the two.
+        # LiteRT reshapes between the two layers.
         return False
     if type(behind.layer) is layers.BatchNormalization:
         return _folds(call, behind, edge)
@@ -196,7 +196,7 @@ def _ends_linear(call: Call) -> bool:
 
 
 def _folds(call: Call, norm: Call, edge: Edge) -> bool:
-    """Whether a BatchNormalization goes into the weights of the layer in front."""
+    """Whether a BatchNormalization folds into the weights of the layer before it."""
     kind = type(call.layer)
     linear = _kinds.activation_of(call.layer) in (None, activations.linear)
     axis = norm.layer.axis % len(edge.shape)

@@ -1,4 +1,4 @@
-"""Layers on many positions as one matrix product, which is what LiteRT has in int8."""
+"""Compute layers on many positions as the one matrix product LiteRT has in int8."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from keras_trainkit._types import Tensor
 
 
 def product_axes(layer: Any) -> int | None:
-    """How many of the last axes of its input a Dense or EinsumDense sums over.
+    """Return how many trailing input axes a Dense or EinsumDense sums over.
 
-    None if it is not one product of a matrix with each position.
+    None if it is not a product of one matrix with each position.
     """
     if isinstance(layer, layers.Dense):
         return 1

@@ -1,4 +1,4 @@
-"""Quantization-aware training: models that train with the rounding of int8."""
+"""Quantization-aware training: train models with int8 rounding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,18 +27,19 @@ def quantize_aware(
 ) -> keras.Model:
     """Copy a model so that it trains with the rounding of int8 arithmetic.
 
-    Kernels are rounded to a symmetric grid for each unit, activations to one between
-    moving averages of their minima and maxima, where LiteRT rounds them too. Train the
-    copy from trained weights for a few epochs with a small learning rate, then write it
-    with `kt.export.to_litert(copy, path, quantization="int8")`, which needs no
+    Kernels are rounded to a symmetric grid with a scale for each unit. Activations are
+    rounded to a grid between moving averages of their minima and maxima, at the places
+    where LiteRT rounds them too. Start from trained weights and train the copy for a
+    few epochs with a small learning rate. Then write it with
+    `kt.export.to_litert(copy, path, quantization="int8")`, which needs no
     representative data.
 
-    A BatchNormalization behind a linear layer keeps its place. Since a kernel has a
-    scale for each unit, rounding the kernel and then scaling its units, which is done
-    here, is the same as rounding the folded kernel, which LiteRT has.
+    A BatchNormalization after a linear layer is not folded. Since a kernel has a scale
+    for each unit, rounding the kernel and then scaling its units, as done here, is the
+    same as rounding the folded kernel, as LiteRT does.
 
-    Layers that are made of layers, MultiHeadAttention among them, become models of
-    their parts, where Keras can trace them and they do the same in training.
+    Composite layers such as MultiHeadAttention become models of their parts, if Keras
+    can trace them and the parts compute the same in training.
 
     Layers that cannot be quantized stay float; `kt.quantization.kept_float` lists them.
 
@@ -151,7 +152,7 @@ def strip(model: keras.Model) -> keras.Model:
             return None
         plain = live_copy(layer.layer, {})
         if isinstance(plain, Operation):
-            # Without the mask that Keras hands to each layer.
+            # Drop the mask that Keras passes to each layer.
             return lambda inputs, **_: plain.apply(inputs)
         return plain
 
@@ -166,8 +167,8 @@ def kept_float(model: keras.Model) -> dict[str, str]:
             float.
 
     Returns:
-        The reason for each layer, by its path. An activation that is float at the end
-        of a layer that is not has `/activation` at the end.
+        The reason for each layer, by its path. A float activation at the end of a
+        quantized layer has a path that ends in `/activation`.
 
     Raises:
         ValueError: If the model is neither Functional nor a built Sequential one.
@@ -190,7 +191,7 @@ def kept_float(model: keras.Model) -> dict[str, str]:
 
 
 def _instead_of(operation: Any, plan: Plan, quantized: Callable) -> Callable:
-    """What to call in place of a function of `keras.ops`."""
+    """Return the quantized replacement for a function of `keras.ops`."""
     args, kwargs = plan.arguments[operation]
     function = Operation.of(live_copy(operation, {}), args, kwargs)
     layer = quantized(function, plan.wrapped[operation])
