@@ -1,4 +1,4 @@
-"""Packing 4-bit weights of a LiteRT file, which its converter stores as 8-bit ones."""
+"""Pack the 4-bit weights of a LiteRT file, which its converter stores as int8."""
 
 import os
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ _TOP_8, _TOP_4 = 127, 7
 def pack_int4(path: str | os.PathLike) -> None:
     """Store the weights of a file as int4 where they have 4 bits.
 
-    These are the int8 weights that lie, in each channel, on the 15 points that a 4-bit
-    grid has within an 8-bit one. All others stay as they are.
+    These are the int8 weights that lie on the 15 points of a 4-bit grid within the
+    8-bit grid of each channel. All others are left unchanged.
 
     Args:
         path: The file.
@@ -35,7 +35,7 @@ def pack_int4(path: str | os.PathLike) -> None:
 
 
 def _kernels(model: Any, graph: Any, schema: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """The weights that only such operations use, each with the biases beside them."""
+    """Yield the weights that only `_OPERATIONS` use, each with its biases."""
     names = {code: name for name, code in vars(schema.BuiltinOperator).items()}
     users: dict[int, list[tuple[bool, int]]] = {}
     for operator in graph.operators:
@@ -65,7 +65,7 @@ def _pack(model: Any, weights: Any, biases: list[Any], schema: Any) -> None:
     _store(model, weights, (low | high).view("uint8"))
     weights.type = schema.TensorType.INT4
     for bias in biases:
-        # Its scale is that of the inputs times that of the weights.
+        # A bias's scale is the input scale times the weight scale.
         whole = model.buffers[bias.buffer].data.view("int32")
         _store(model, bias, np.round(whole * (_TOP_4 / _TOP_8)).astype("int32"))
     for tensor in (weights, *biases):
@@ -73,7 +73,7 @@ def _pack(model: Any, weights: Any, biases: list[Any], schema: Any) -> None:
 
 
 def _store(model: Any, tensor: Any, values: np.ndarray) -> None:
-    """Give a tensor data of its own: equal tensors share a buffer."""
+    """Give a tensor a new buffer, since equal tensors may share one."""
     buffer = type(model.buffers[0])()
     buffer.data = values.view("uint8")
     tensor.buffer = len(model.buffers)

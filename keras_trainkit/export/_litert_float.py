@@ -1,16 +1,16 @@
-"""Probabilities of an int8 file in float."""
+"""Compute the final probabilities of an int8 file in float."""
 
 from pathlib import Path
 from typing import Any
 
 
 def float_probabilities(path: Path) -> None:
-    """Compute the softmax or sigmoid that an int8 file ends in, in float.
+    """Change an int8 file to compute its final softmax or sigmoid in float.
 
     In int8 a probability is a multiple of 1/256, and one below 1/512 is 0, which costs
     the likelihood far more than the rest of the quantization. The converter ends such a
-    file in `softmax, dequantize`; the other way round takes no more operations. A file
-    with int8 outputs is left alone.
+    file in `softmax, dequantize`; the reverse order takes no more operations. A file
+    with int8 outputs is left unchanged.
 
     Args:
         path: The file, which is changed.
@@ -44,7 +44,7 @@ def _kind(model: Any, operator: Any) -> int:
 
 
 def _exchange(graph: Any, activation: Any, dequantize: Any, schema: Any) -> None:
-    """Make `activation, dequantize` of a tensor `dequantize, activation`."""
+    """Swap the order of `activation, dequantize` to `dequantize, activation`."""
     logits, between, probabilities = (
         activation.inputs[0],
         activation.outputs[0],
@@ -56,7 +56,7 @@ def _exchange(graph: Any, activation: Any, dequantize: Any, schema: Any) -> None
     tensor.shapeSignature = graph.tensors[logits].shapeSignature
     dequantize.inputs, dequantize.outputs = [logits], [between]
     activation.inputs, activation.outputs = [between], [probabilities]
-    # Each keeps its place in the list, of which the order is that of execution.
+    # Swap them in the list too, since its order is the order of execution.
     first, second = (graph.operators.index(op) for op in (activation, dequantize))
     graph.operators[first], graph.operators[second] = dequantize, activation
 

@@ -1,4 +1,4 @@
-"""Running LiteRT files, and looking into them."""
+"""Run and inspect LiteRT files."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from keras_trainkit._checks import reject
 
 
 class LiteRTRunner:
-    """Runs a file on inputs of any number of rows.
+    """Run a file on inputs with any number of rows.
 
     Args:
         path: The file.
-        delegate: Whether XNNPACK may run it, which is faster. It never runs a file that
-            `scales_channels_in_int8`: it ends the process on some of these.
+        delegate: Whether XNNPACK may run the file, which is faster. It is never used if
+            `scales_channels_in_int8`, since it crashes the process on some such files.
 
     Raises:
         ImportError: If ai-edge-litert is not installed.
@@ -45,7 +45,7 @@ class LiteRTRunner:
 
     @property
     def output_names(self) -> list[str] | None:
-        """The names of several outputs, where the model returns a dict."""
+        """The names of the outputs if the model returns a dict; otherwise None."""
         signed = bool(self.interpreter.get_signature_list())
         numbered = all(re.fullmatch(r"output_\d+", name) for name in self._outputs)
         several = len(self._outputs) > 1
@@ -53,17 +53,17 @@ class LiteRTRunner:
 
     @property
     def batch_size(self) -> int | None:
-        """The rows of each pass, None where it takes any number."""
+        """The fixed batch size of the file; None if it accepts any."""
         details = next(iter(self._inputs.values()))
         rows = int(details["shape_signature"][0])
         return rows if rows > 0 else None
 
     def shapes(self) -> dict[str, tuple]:
-        """The shape of each input, with 1 for sizes that are open."""
+        """Return the shape of each input, with 1 for unknown sizes."""
         return {name: tuple(d["shape"]) for name, d in self._inputs.items()}
 
     def resize(self, shapes: dict[str, tuple]) -> None:
-        """Prepare for inputs of some shapes."""
+        """Prepare the interpreter for inputs of the given shapes."""
         if shapes == self._sizes:
             return
         for name, shape in shapes.items():
@@ -73,13 +73,13 @@ class LiteRTRunner:
         self._sizes = shapes
 
     def __call__(self, x: Any) -> list[np.ndarray]:
-        """The outputs for an array, or for several in the file's order or by name."""
+        """Return the outputs for one array, or several in file order or by name."""
         once = self.prepare(x)
         with _named_error():
             return once()
 
     def prepare(self, x: Any) -> Callable[[], list[np.ndarray]]:
-        """A pass over some inputs, which can be repeated while this runs no others."""
+        """Return a function that runs the inputs; valid until other inputs are set."""
         arrays = self._named(x)
         self.resize({name: a.shape for name, a in arrays.items()})
         given = [
@@ -127,8 +127,8 @@ def _named_error():
 def scales_channels_in_int8(path: str | os.PathLike) -> bool:
     """Whether a file multiplies int8 images by a value for each channel.
 
-    Squeeze-and-excitation does. LiteRT 2.3.0's XNNPACK ends the process on some such
-    files with a double free, and nothing in a file says on which.
+    Squeeze-and-excitation does. LiteRT 2.3.0's XNNPACK crashes the process on some such
+    files with a double free, and nothing in a file tells which ones.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -170,15 +170,15 @@ def _interpreter_class():
 
 
 def _in_order(named, details):
-    """A signature's tensors in the order in which the file has them."""
+    """Sort a signature's tensors in the file's order."""
     places = {d["index"]: i for i, d in enumerate(details)}
     return dict(sorted(named.items(), key=lambda item: places[item[1]["index"]]))
 
 
 def set_order(path: str | os.PathLike, names: list[str]) -> None:
-    """Put a file's inputs, and outputs that are numbered, in the order of the model.
+    """Reorder a file's inputs and numbered outputs to match the model.
 
-    The converter sorts them by name, or as it likes.
+    The converter sorts them by name, or in no documented order.
 
     Args:
         path: The file.
@@ -191,7 +191,7 @@ def set_order(path: str | os.PathLike, names: list[str]) -> None:
     graph, signature = model.Subgraphs(0), model.SignatureDefs(0)
     inputs = _tensors(signature.Inputs, signature.InputsLength())
     outputs = _tensors(signature.Outputs, signature.OutputsLength())
-    # Views: what is written there is written into the content.
+    # These are views: writing to them changes `content`.
     if set(inputs) == set(names):
         graph.InputsAsNumpy()[:] = [inputs[name] for name in names]
     graph.OutputsAsNumpy()[:] = [outputs[n] for n in sorted(outputs, key=_natural)]
@@ -199,13 +199,13 @@ def set_order(path: str | os.PathLike, names: list[str]) -> None:
 
 
 def _tensors(part, length):
-    """The tensor of each name of a signature."""
+    """Return the tensor index of each name in a signature."""
     found = [part(i) for i in range(length)]
     return {one.Name().decode(): one.TensorIndex() for one in found}
 
 
 def _natural(name):
-    """A key that sorts output_10 behind output_9."""
+    """Return a key that sorts output_10 after output_9."""
     return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
 
 
@@ -226,7 +226,7 @@ def _from_file(interpreter, details):
 
 
 def scopes(content: bytes) -> set[str]:
-    """The parts of the names of a file's tensors, among them those of layers."""
+    """Return the scopes in a file's tensor names, which include layer names."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content)
@@ -235,11 +235,11 @@ def scopes(content: bytes) -> set[str]:
 
 
 def outputs_behind(content: bytes, pattern: str) -> list[str]:
-    """The names of what a file computes from a tensor with a name like a pattern.
+    """Return the names of all tensors computed from one whose name matches a pattern.
 
     Args:
-        content: The file's.
-        pattern: A regular expression, to be found in a name.
+        content: The file's bytes.
+        pattern: A regular expression to search for in tensor names.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -247,7 +247,7 @@ def outputs_behind(content: bytes, pattern: str) -> list[str]:
     for graph in schema.ModelT.InitFromPackedBuf(content).subgraphs:
         names = [tensor.name.decode() for tensor in graph.tensors]
         behind = {i for i, name in enumerate(names) if re.search(pattern, name)}
-        # Their order is that of execution.
+        # Operators are listed in execution order.
         for op in graph.operators:
             if not behind.isdisjoint((*op.inputs, *op.outputs)):
                 behind.update(op.outputs)
@@ -256,9 +256,9 @@ def outputs_behind(content: bytes, pattern: str) -> list[str]:
 
 
 def tensorflow_ops(path: str | os.PathLike) -> list[tuple[str, str]]:
-    """Operations of a file that need TensorFlow to run, each with a place.
+    """Return a file's operations that need TensorFlow, each with a tensor name.
 
-    Reads the file by its schema: an interpreter would not take it.
+    This parses the file with its schema, since an interpreter would reject it.
     """
     _interpreter_class()
     from ai_edge_litert import schema_py_generated as schema

@@ -1,11 +1,11 @@
-"""Peak memory of a file that runs, in a process of its own."""
+"""Measure the peak memory of running a file, in a separate process."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-# From right before the file is loaded to the end of a pass over zeros. Linux alone lets
-# a process set its high-water mark back.
+# Measures from just before the file is loaded to the end of a forward pass over zeros.
+# Only Linux lets a process reset its high-water mark.
 _MEASURE = """
 import sys, numpy as np
 path, rows = sys.argv[1], int(sys.argv[2])
@@ -48,14 +48,14 @@ print(1024 * max(kilobytes("VmHWM") - before, 0))
 
 
 def peak_memory(path: Path, rows: int) -> int | None:
-    """Bytes that loading a file and a pass of it take at most.
+    """Return the peak memory of loading a file and running one forward pass.
 
     Args:
         path: A `.tflite` or `.onnx` file.
-        rows: Rows of the pass.
+        rows: Batch size of the pass.
 
     Returns:
-        The bytes, in steps of a page; None where the system does not tell.
+        The bytes, in whole pages; None if the system does not report them.
     """
     finished = subprocess.run(
         [sys.executable, "-c", _MEASURE, path, str(rows)],

@@ -42,7 +42,7 @@ from keras_trainkit.export._onnx import convert
 convert(model, sys.argv[2])
 """
 _OPSET = 18
-# What rounding to int8 may change of an output, relative to the largest.
+# The largest error that int8 rounding may cause, relative to the largest output.
 _ROUNDING = 0.05
 
 
@@ -56,23 +56,24 @@ def to_onnx(
 ) -> Path:
     """Write a model as an ONNX file.
 
-    The file is loaded into onnxruntime and must give what the model gives for random
-    inputs, else it does not appear. Needs the extra `export`. On the JAX backend the
-    conversion is jax2onnx's, where that is installed (extra `jax2onnx`) and can do it,
-    and else runs in a process of its own with the TensorFlow backend, which must then
-    be installed.
+    The file is loaded into onnxruntime and its outputs are compared with the model's on
+    random inputs; if they differ, no file is written. Needs the extra `export`. On the
+    JAX backend, jax2onnx converts the model if it is installed (extra `jax2onnx`) and
+    supports the model. Otherwise the conversion runs in a separate process with the
+    TensorFlow backend, which must then be installed.
 
-    The file's inputs and outputs are the model's in the same order, its batch size is
-    open. Layers that compute in bfloat16 compute in float32 there.
+    The file's inputs and outputs have the model's order, and its batch size is open.
+    Layers that compute in bfloat16 compute in float32 in the file.
 
-    A model from `kt.quantization.quantize_aware` becomes a file with `QuantizeLinear`
-    and `DequantizeLinear` around its operations and int8 kernels, which onnxruntime
-    computes in int8; its conversion runs in TensorFlow on every backend.
+    A model from `kt.quantization.quantize_aware` becomes a file with int8 kernels and
+    with `QuantizeLinear` and `DequantizeLinear` around its operations, which
+    onnxruntime computes in int8. Its conversion uses TensorFlow on every backend.
 
     Args:
         model: A built Sequential or Functional model.
-        path: The file to write, `*.onnx`. It appears only once it is whole.
-        mc_samples: As in `to_litert`: the outputs are those of Monte Carlo dropout.
+        path: The file to write, `*.onnx`. It appears only once it is complete and
+            checked.
+        mc_samples: As in `to_litert`: the number of samples of Monte Carlo dropout.
         mc_seed: As in `to_litert`.
         mc_task: As in `to_litert`.
 
@@ -82,8 +83,8 @@ def to_onnx(
     Raises:
         ValueError: If an argument is wrong, or the model has operations that ONNX does
             not have.
-        RuntimeError: If the conversion failed, or the file gives something else;
-            nothing is written.
+        RuntimeError: If the conversion failed, or the file's outputs differ from the
+            model's; nothing is written.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -105,7 +106,7 @@ def to_onnx(
             try:
                 way()
                 _check_ops(model, target)
-                # A value between two steps may be rounded either way.
+                # A value halfway between two grid points may be rounded either way.
                 at_least = _ROUNDING if quantized else 0.0
                 check_same(model, onnx_runner(target), x, "The file", at_least)
                 break
@@ -116,12 +117,12 @@ def to_onnx(
 
 
 def _ways(model: keras.Model, target: Path) -> list[Callable[[], None]]:
-    """The conversions to try, one after the other."""
+    """Return the conversions to try, in order."""
     ways: list[Callable[[], None]] = [functools.partial(convert, model, target)]
     elsewhere = functools.partial(convert_elsewhere, model, target, "ONNX", _CONVERT)
     backend = keras.backend.backend()
     if backend != "tensorflow" and quantized_layers(model):
-        # tf2onnx alone knows fake quantization.
+        # Only tf2onnx supports fake quantization.
         return [elsewhere]
     if backend != "jax":
         return ways
@@ -129,7 +130,7 @@ def _ways(model: keras.Model, target: Path) -> list[Callable[[], None]]:
 
 
 def convert(model: keras.Model, target: str | os.PathLike) -> None:
-    """Write a file with the backend's own converter, unchecked."""
+    """Write a file with the backend's converter, without checking it."""
     specs = input_specs(model)
     backend = keras.backend.backend()
     strange = []
@@ -153,10 +154,10 @@ def convert(model: keras.Model, target: str | os.PathLike) -> None:
 def _convert_tensorflow(
     model: keras.Model, specs: Any, target: Path
 ) -> list[tuple[str, str]]:
-    """Convert by tf2onnx, with what Keras's own call of it lacks.
+    """Convert with tf2onnx, and handle what Keras's own export does not.
 
     Returns:
-        The operations that stood in the way, each with a place.
+        The operations that cannot be converted, each with its name in the graph.
     """
     import tensorflow as tf
     import tf2onnx
@@ -187,9 +188,9 @@ def _convert_tensorflow(
 
 
 def _loops(model: keras.Model, graph: Any) -> list[tuple[str, str]]:
-    """Loops that are not those of recurrent layers.
+    """Return the loops that do not belong to recurrent layers.
 
-    TensorFlow does not freeze a loop that has a gradient of its own, as CTC's has.
+    TensorFlow does not freeze a loop with a custom gradient, such as the one in CTC.
     """
     layers = sublayers(model)
     known = {x.name for x in layers if isinstance(x, keras.layers.RNN)}
@@ -202,7 +203,7 @@ def _loops(model: keras.Model, graph: Any) -> list[tuple[str, str]]:
 
 
 def _keep_constants(proto: Any, traced: Any) -> None:
-    """Make tensors that the model holds part of the file, instead of its inputs."""
+    """Store tensors that the model holds as constants instead of file inputs."""
     from onnx import numpy_helper
 
     held = {
@@ -217,7 +218,7 @@ def _keep_constants(proto: Any, traced: Any) -> None:
 
 
 def _check_ops(model: keras.Model, path: Path) -> None:
-    """Raise for operations that ONNX does not have, which converters leave in."""
+    """Raise for operations outside ONNX, which converters may leave in the file."""
     import onnx
 
     proto = onnx.load(str(path))
@@ -239,11 +240,11 @@ def _nodes(graph: Any) -> Iterator[Any]:
 
 
 def onnx_runner(path: str | os.PathLike) -> Callable[[Any], list[np.ndarray]]:
-    """A function from inputs, in the structure of the model's, to a file's outputs.
+    """Return a function that runs a file on inputs in the model's structure.
 
     Raises:
         ImportError: If onnxruntime is not installed.
-        RuntimeError: If it does not take the file.
+        RuntimeError: If onnxruntime cannot load the file.
     """
     try:
         import onnxruntime
@@ -256,14 +257,14 @@ def onnx_runner(path: str | os.PathLike) -> Callable[[Any], list[np.ndarray]]:
             str(path), providers=["CPUExecutionProvider"]
         )
     except Exception as error:
-        # Its errors have no common class but this.
+        # Its errors have no other common base class.
         raise RuntimeError(f"onnxruntime cannot run the file: {error}") from None
     kinds = {given.name: _dtype(given.type) for given in session.get_inputs()}
 
     def run(x):
         if not isinstance(x, dict) or set(x) != set(kinds):
             x = dict(zip(kinds, keras.tree.flatten(x), strict=True))
-        # onnxruntime converts nothing by itself.
+        # onnxruntime does not convert dtypes.
         return session.run(
             None, {n: as_array(a).astype(kinds[n]) for n, a in x.items()}
         )
@@ -272,6 +273,6 @@ def onnx_runner(path: str | os.PathLike) -> Callable[[Any], list[np.ndarray]]:
 
 
 def _dtype(kind: str) -> str:
-    """NumPy's name of a type such as `tensor(float)`."""
+    """Return the NumPy name of a type such as `tensor(float)`."""
     name = kind[kind.index("(") + 1 : -1]
     return {"float": "float32", "double": "float64"}.get(name, name)

@@ -1,4 +1,4 @@
-"""Kernels that were trained on an int8 grid, as int8 in an ONNX file."""
+"""Store kernels that were trained on an int8 grid as int8 in an ONNX file."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 # The axis of a kernel that has a scale for each entry.
 _AXES = {"Conv": 0, "MatMul": -1, "ConvTranspose": 1}
-# The largest integer of 8 and of 4 bits.
+# The largest signed 8-bit and 4-bit integers.
 _TOPS = (127, 7)
 _ROUNDING = 1e-4
 
@@ -50,7 +50,7 @@ class _Graph:
         return None if held is None else self._read(held)
 
     def dequantized(self, integers: np.ndarray, scale: np.ndarray, axis: int) -> str:
-        """Add a constant and the node that makes numbers of it; the node's output."""
+        """Add integers and a node that dequantizes them; return its output's name."""
         from onnx import helper, numpy_helper
 
         name = f"kernel_{len(self.graph.initializer)}"
@@ -66,9 +66,9 @@ class _Graph:
         return name
 
     def scale_of_input(self, name: str) -> np.ndarray | None:
-        """The scale of a tensor that comes from integers."""
+        """Return the scale of a dequantized tensor; None for any other tensor."""
         node = self.producers.get(name)
-        # Such operations keep a grid.
+        # These operations keep the grid.
         while node is not None and node.op_type in ("Reshape", "Transpose", "MaxPool"):
             node = self.producers.get(node.input[0])
         if node is None or node.op_type != "DequantizeLinear":
@@ -103,7 +103,7 @@ def _quantize(graph: _Graph, node: Any) -> bool:
 
 
 def _scale(kernel: np.ndarray, axis: int) -> np.ndarray | None:
-    """The step of each entry's grid; None for a kernel that lies on none."""
+    """Return the grid step of each entry along an axis; None if not on a grid."""
     others = tuple(i for i in range(kernel.ndim) if i != axis)
     most = np.abs(kernel).max(axis=others)
     for top in _TOPS:

@@ -1,4 +1,4 @@
-"""TensorFlow's operations that tf2onnx leaves as they are, in ONNX's."""
+"""Convert TensorFlow operations that tf2onnx does not support to ONNX."""
 
 import functools
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 @functools.cache
 def register() -> None:
-    """Tell tf2onnx about them."""
+    """Register the conversions with tf2onnx."""
     from tf2onnx.handler import tf_op
 
     for name, convert in {
@@ -27,7 +27,7 @@ def _handler(convert):
 
 
 class _Writer:
-    """Writes ONNX nodes in the place of one of TensorFlow's."""
+    """Replace a TensorFlow node with ONNX nodes."""
 
     def __init__(self, graph: Any, node: Any):
         self.node, self._graph = node, graph

@@ -1,4 +1,4 @@
-"""From PyTorch to ONNX."""
+"""Convert a model on the PyTorch backend to ONNX."""
 
 from pathlib import Path
 from typing import Any
@@ -9,22 +9,22 @@ from keras_trainkit.export._inference import Inference
 
 
 def convert_torch(model: keras.Model, specs: Any, target: Path) -> None:
-    """Write a file by the first of PyTorch's two exporters that can.
+    """Write a file with the first of PyTorch's two exporters that succeeds.
 
-    Keras takes the one by TorchScript for open sizes, which is fast but does not have
-    all operations, `LayerNormalization` not among them.
+    For open sizes, Keras uses the TorchScript exporter, which is fast but does not
+    support all operations; `LayerNormalization` is one that it lacks.
     """
     try:
         Inference(model).export(
             str(target), format="onnx", verbose=False, input_signature=[specs]
         )
     except Exception:
-        # It can fail in any way.
+        # The exporter may raise anything.
         _convert_program(model, specs, target)
 
 
 def _convert_program(model, specs, target):
-    """By `torch.export`, with the sizes that are None left open."""
+    """Convert with `torch.export`; sizes that are None stay open."""
     import torch
 
     class Module(torch.nn.Module):
@@ -37,7 +37,7 @@ def _convert_program(model, specs, target):
             return tuple(keras.tree.flatten(self.model(x, training=False)))
 
     flat = keras.tree.flatten(specs)
-    # Sizes of 0 and 1 would be taken for fixed.
+    # `torch.export` would treat sizes of 0 and 1 as fixed.
     examples = [
         keras.ops.ones([size or 3 for size in spec.shape], spec.dtype) for spec in flat
     ]
