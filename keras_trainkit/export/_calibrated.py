@@ -1,4 +1,4 @@
-"""What a variant of a model is worth once it is calibrated."""
+"""Measure a variant of a model after calibration."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from keras_trainkit.uncertainty import ConformalClassifier, TemperatureScaling, 
 
 
 def probabilities(outputs: np.ndarray) -> np.ndarray | None:
-    """Outputs as probabilities `(rows, classes)`; None where they are something else.
+    """Normalize outputs to probabilities `(rows, classes)`; None if they are not.
 
-    Quantized ones add up to 1 only roughly.
+    Quantized probabilities sum to 1 only approximately.
     """
     if outputs.ndim != 2 or outputs.shape[1] < 2 or outputs.min() < 0:
         return None
@@ -27,14 +27,15 @@ def calibrated(
 ) -> dict[str, Any]:
     """Calibrate a variant on held-out rows and measure it on others.
 
-    One half of the held-out rows chooses the temperature and the other the threshold of
-    the sets, whose guarantee is for probabilities that do not depend on it.
+    One half of the held-out rows determines the temperature, the other the threshold of
+    the prediction sets. Their guarantee requires probabilities that were not fitted on
+    the rows that determine the threshold.
 
     Args:
         name: The variant, for the error.
-        held_out: Its outputs and the labels.
-        test: The same of the rows that it is measured on.
-        coverage: The fraction of rows whose set is to have the true class.
+        held_out: Its outputs on the held-out rows, and the labels.
+        test: The same for the rows that it is measured on.
+        coverage: The target fraction of rows whose set contains the true class.
     """
     p, p_test = probabilities(held_out[0]), probabilities(test[0])
     if p is None or p_test is None:

@@ -1,4 +1,4 @@
-"""What an export traces: a model at inference, with an input for each tensor."""
+"""Prepare a model for export: inference mode, input specs, supported operations."""
 
 import contextlib
 import re
@@ -31,7 +31,7 @@ class Inference(keras.Model):
     """
 
     def __init__(self, model: keras.Model):
-        # The model's inputs are its own to cast.
+        # The inner model casts its inputs itself.
         super().__init__(name="inference", dtype="float32", autocast=False)
         self.model = model
         self.built = True
@@ -40,12 +40,12 @@ class Inference(keras.Model):
         found = self.model(inputs, training=False)
         if isinstance(found, dict) and not any(map(_is_nested, found.values())):
             return found
-        # A signature takes neither lists in dicts nor dicts in lists.
+        # A signature cannot have lists in dicts or dicts in lists.
         return found if not _is_nested(found) else keras.tree.flatten(found)
 
 
 def sampled(model: keras.Model, samples: int, seed: int, task: str | None) -> Any:
-    """What a file with `mc_samples`, `mc_seed` and `mc_task` is made of."""
+    """Build the Monte Carlo dropout graph to export, after checking the arguments."""
     check_integer("mc_samples", samples, minimum=1)
     check_integer("mc_seed", seed, minimum=0)
     return mc_graph(model, samples, seed=seed, task=task)
@@ -56,7 +56,7 @@ def _is_nested(value):
 
 
 def input_specs(model: keras.Model, names: list[str] | None = None) -> Any:
-    """The specs of a model's inputs, in their structure and with unique names.
+    """Return specs of a model's inputs, in their structure, with unique names.
 
     Args:
         model: A Functional model, a built Sequential one, or another that has been
@@ -92,7 +92,7 @@ def _check_numbers(model, tensors):
 
 
 def _unique_names(tensors):
-    """Names as TensorFlow would write them, so that the file has the same."""
+    """Return unique names in TensorFlow's spelling, so that the file keeps them."""
     names: list[str] = []
     for tensor in tensors:
         stem = name = re.sub(r"\W", "_", tensor.name)
@@ -103,7 +103,7 @@ def _unique_names(tensors):
 
 
 def _called_inputs(model):
-    """Symbolic inputs of the shapes that a subclassed model was called with."""
+    """Return symbolic inputs with the shapes that a subclassed model was called on."""
     config = model.get_build_config() or {}
     shape = config.get("input_shape")
     if not model.built or not shape:
@@ -125,7 +125,7 @@ def _symbolic(shape, name):
 
 
 def flat_inputs(specs: Any, x: Any, name: str) -> list[np.ndarray]:
-    """The arrays for a model's inputs in the order of its flat specs.
+    """Return the arrays for a model's inputs, in the order of its flat specs.
 
     Args:
         specs: From `input_specs`.
@@ -167,9 +167,9 @@ def _fits(array, shape):
 
 @contextlib.contextmanager
 def plain_operations(model: keras.Model, dtypes: tuple[str, ...]) -> Iterator[None]:
-    """Lets a model do without what the formats do not have, for a while.
+    """Temporarily replace operations that the export formats do not support.
 
-    The layers that compute in some dtypes compute in float32.
+    Layers that compute in one of `dtypes` compute in float32 instead.
     """
     reduced = [layer for layer in sublayers(model) if layer.compute_dtype in dtypes]
     with computing_in("float32", reduced), arithmetic_sign_bit():
@@ -208,7 +208,7 @@ def check_steps(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def unrolled(model: keras.Model) -> Iterator[None]:
-    """Lets recurrent layers write out their steps instead of looping over them."""
+    """Temporarily unroll recurrent layers instead of looping over their steps."""
     recurrent = [x for x in sublayers(model) if isinstance(x, keras.layers.RNN)]
     changes: list[tuple[Any, str, Any]] = [(x, "unroll", True) for x in recurrent]
     for layer in recurrent:
@@ -220,10 +220,10 @@ def unrolled(model: keras.Model) -> Iterator[None]:
 
 
 def _backwards(inner_loop):
-    """A loop over the steps from the last to the first.
+    """Return a loop over the steps from the last to the first.
 
-    When Keras unrolls one with `zero_output_for_mask`, it applies the mask of the last
-    step to the output of the first.
+    Keras's own unrolled backward loop with `zero_output_for_mask` applies the mask of
+    the last step to the output of the first.
     """
 
     def flipped(sequences, initial_state, mask, training=False):

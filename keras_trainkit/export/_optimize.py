@@ -1,4 +1,4 @@
-"""A model without what only training needs, and with its layers merged."""
+"""Optimize a model for inference: remove training-only layers and merge others."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,11 +25,11 @@ from keras_trainkit._model.kinds import (
 from keras_trainkit.folding import fold_batch_norm
 
 _DTYPES = (None, "float16", "bfloat16")
-# What rounding all weights and activations to the dtype may do to the outputs.
+# The largest relative output error that rounding everything to the dtype may cause.
 _ROUNDING = {"float16": 0.1, "bfloat16": 0.5}
 _WITH_ACTIVATION = (layers.Dense, layers.EinsumDense, *CONVOLUTIONS)
 
-# A layer for another one, with its weights (None: those of the other).
+# The old layer, its replacement, and the new weights (None: those of the old layer).
 Change = tuple[Any, Any, list[np.ndarray] | None]
 
 
@@ -40,20 +40,21 @@ def optimize_for_inference(
     drop_mc: bool = False,
     x: Any = None,
 ) -> keras.Model:
-    """Copy a model for inference: folded, without training's layers, merged.
+    """Copy a model for inference: fold, merge, and remove training-only layers.
 
-    BatchNorms are folded; dropout, noise and the like are taken out; an Activation,
-    ReLU, ELU or Softmax becomes the `activation` of the layer in front of it; zeros
-    that are padded in front of a convolution become its `padding="same"` where that is
-    the same; of Dense layers with nothing between them one is made where it needs
-    fewer products. The copy's outputs are compared with the model's.
+    BatchNorms are folded. Dropout, noise and similar layers are removed. An Activation,
+    ReLU, ELU or Softmax becomes the `activation` of the layer before it. Zero padding
+    before a convolution becomes its `padding="same"` if that is equivalent. Two Dense
+    layers with nothing between them become one if that needs no more multiplications.
+    The copy's outputs are compared with the model's.
 
     Args:
         model: A built Sequential or Functional model; it is not changed.
-        dtype: `"float16"` or `"bfloat16"` to compute and store in; None to leave it.
-        drop_mc: Whether Monte Carlo dropout goes too, which otherwise stays: it is
-            meant for inference.
-        x: Inputs on which the two models are compared; random ones by default.
+        dtype: `"float16"` or `"bfloat16"`, to compute and store in; None to keep the
+            model's dtypes.
+        drop_mc: Whether to remove Monte Carlo dropout too. By default it is kept, since
+            it is meant for inference.
+        x: Inputs on which the two models are compared; random by default.
 
     Returns:
         A plain Keras model, not compiled.
@@ -106,7 +107,7 @@ def _without_training(layer: Any, drop_mc: bool) -> Any:
 
 
 def _merges(graph: Graph) -> Iterator[list[Change]]:
-    """The changes that can be made at once, a kind at a time."""
+    """Yield the changes that can be made at once, one kind at a time."""
     once = {call.layer for call in graph.calls if len(graph.calls_of(call.layer)) == 1}
     for find in (_activation, _padding, _two_dense):
         changes: list[Change] = []
@@ -151,7 +152,7 @@ def _activation(before: Call, call: Call) -> list[Change] | None:
 
 
 def _activation_of(layer) -> Any:
-    """What a layer's `activation` must be to do what another layer does."""
+    """Return the `activation` argument equivalent to a layer; None if there is none."""
     kind = type(layer)
     if kind is layers.Activation:
         return layer.activation
@@ -202,7 +203,7 @@ def _two_dense(before: Call, call: Call) -> list[Change] | None:
         return None
     a, b = (_array(layer.kernel) for layer in (first, second))
     if a.shape[0] * b.shape[1] > a.size + b.size:
-        # A factorization that saves products.
+        # The two layers are a low-rank factorization that needs fewer products.
         return None
     weights = [a @ b]
     bias = np.zeros(b.shape[1])
@@ -220,7 +221,7 @@ def _array(variable) -> np.ndarray:
 
 
 def _cast(model: keras.Model, dtype: str) -> keras.Model:
-    """The model with all weights and activations in another dtype."""
+    """Copy a model with all weights and activations in another dtype."""
     changed: Callable[[Any], Any] = lambda layer: (  # noqa: E731
         remake(layer, dtype=dtype)
         if isinstance(layer, layers.Layer) and "float" in layer.compute_dtype

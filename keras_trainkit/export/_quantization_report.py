@@ -1,4 +1,4 @@
-"""What quantizing each layer costs."""
+"""Measure the error that quantizing each layer causes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from keras_trainkit._table import Report, Table
 from keras_trainkit._training.batches import columns, num_rows
 from keras_trainkit.export._report import _quality
 
-# Layers that loop over what is inside them: quantized as a whole.
+# Layers that loop over inner layers are quantized as a whole.
 _LOOPS = (layers.RNN, layers.Bidirectional, layers.TimeDistributed)
 _ROWS_AT_ONCE = 256
 _MOST_DB = 150.0
@@ -55,12 +55,13 @@ class LayerCost:
 
 @dataclass(frozen=True, repr=False)
 class QuantizationReport(Report):
-    """What it costs to quantize each layer alone to int8.
+    """The effect of quantizing each layer separately to int8.
 
     Attributes:
         layers: One entry for each layer that has kernels, in the model's order.
-        accuracy: That of the float model; None without classes.
-        nll: That of the float model; None without probabilities.
+        accuracy: Accuracy of the float model; None without classes.
+        nll: Mean negative log likelihood of the float model; None without
+            probabilities.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -89,24 +90,24 @@ class QuantizationReport(Report):
 def quantization_report(
     model: keras.Model, x: Any, y: Any = None
 ) -> QuantizationReport:
-    """Measure what each layer loses when it alone is quantized to int8.
+    """Measure the loss from quantizing each layer to int8, one layer at a time.
 
     Weights get a scale for each output channel, symmetric about 0; the output of a
     layer gets one scale and one zero point, from its range over `x`. This is what
-    `to_litert(..., "int8")` does. A low ratio of the weights comes from outliers among
-    the weights of a channel. A high one that the output makes low comes from a few
+    `to_litert(..., "int8")` does. A low `weights_snr` comes from outliers among the
+    weights of a channel. A high `weights_snr` with a low `snr` comes from a few
     channels that are much larger than the others.
 
     The arithmetic is simulated in float on any backend; nothing is converted. The
-    model's weights are exchanged for a while, and the same again afterwards. A
-    recurrent layer is taken as a whole.
+    model's weights are replaced temporarily and restored afterwards. A recurrent layer
+    is quantized as a whole.
 
     Args:
         model: A built model that runs eagerly on arrays.
         x: A few hundred inputs as for `predict`: an array of shape
             `(rows, *input_shape)`, or a list or dict of them.
-        y: Integer labels `(rows,)`, for a model with one output; without them there is
-            no accuracy and no likelihood.
+        y: Integer labels `(rows,)`, for a model with one output; without them,
+            accuracy and likelihood are not measured.
 
     Returns:
         A `QuantizationReport`.
@@ -153,7 +154,7 @@ def quantization_report(
 
 
 def _parts(layer: layers.Layer) -> Iterator[layers.Layer]:
-    """The layers to quantize: the innermost, but for those that loop."""
+    """Yield the layers to quantize: the innermost, except inside `_LOOPS`."""
     inside = [] if isinstance(layer, _LOOPS) else _sublayers(layer, recursive=False)
     if not inside:
         yield layer
@@ -184,11 +185,11 @@ def _quality_of(found: list[np.ndarray], y: np.ndarray) -> dict[str, Any]:
 
 
 class _Range:
-    """Runs a layer and notes the range of its output."""
+    """Run a layer and record the range of its output."""
 
     def __init__(self, layer: layers.Layer):
         self.layer, self.run = layer, layer.call
-        # The range has 0 in it, since int8 must have it exactly.
+        # The range includes 0, which int8 must represent exactly.
         self.low, self.high = 0.0, 0.0
 
     def __call__(self, *args, **kwargs):
@@ -205,7 +206,7 @@ class _Range:
 
 
 class _Trial:
-    """Runs a layer as int8 and sums up signal and noise for each channel."""
+    """Run a layer as int8 and accumulate signal and noise for each channel."""
 
     def __init__(self, watch: _Range):
         self._watch = watch
@@ -240,7 +241,7 @@ class _Trial:
         return keras.tree.pack_sequence_as(found, flat)
 
     def snr(self, noise: str) -> float:
-        """The mean over the channels, in dB."""
+        """Return the signal-to-noise ratio, averaged over channels, in dB."""
         signal = self._sums["signal"]
         used = signal > 0
         if not used.any():

@@ -1,4 +1,4 @@
-"""What to do about operations that a format does not have."""
+"""Suggest remedies for operations that an export format does not support."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ import keras
 
 from keras_trainkit._keras import sublayers
 
-# By a part of the operation's name.
+# Keyed by a part of the operation's name.
 _REMEDIES = {
     "TensorList": "give recurrent layers a fixed number of steps, such as "
     "keras.Input((steps, features))",
@@ -27,12 +27,12 @@ _OTHERS = "exchange what makes them for other layers or operations"
 
 
 def describe(model: keras.Model, kind: str, ops: Iterable[tuple[str, str]]) -> str:
-    """What `model` must be instead, for an error.
+    """Describe what `model` must be instead, for an error message.
 
     Args:
         model: The model.
         kind: The format.
-        ops: The name of each operation and that of a place, with slashes.
+        ops: The name of each operation and its place, a path with slashes.
     """
     names = {layer.name for layer in sublayers(model)[1:]}
     places: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What each variant of a model costs and what it is worth, side by side."""
+"""Compare the size, latency and accuracy of variants of a model."""
 
 import gzip
 import json
@@ -22,16 +22,16 @@ from keras_trainkit.uncertainty import nll
 
 _BATCHES = (1, 32)
 _ROWS_AT_ONCE = 256
-# With so many zeros more than the first variant, somebody may hope for speed.
+# With this much more sparsity than the first variant, users may expect a speed-up.
 _SPARSE = 0.2
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a pass.
+    """The time of a forward pass in milliseconds.
 
     Attributes:
-        batch_size: Rows of the pass.
+        batch_size: Rows in the batch.
         median: Median over the repetitions.
         p95: 95th percentile.
 
@@ -48,30 +48,29 @@ class Latency:
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of a model.
+    """The measurements of one variant of a model.
 
     Attributes:
         name: Its name.
         runtime: What ran it: `"Keras"`, `"LiteRT"` or `"ONNX Runtime"`.
-        bytes: Size of its file, for a model that of its `.keras` file without the
+        bytes: Size of its file; for a model, of its `.keras` file without the
             optimizer.
         gzip_bytes: The same after gzip.
-        latencies: Its times.
+        latencies: Its latency for each batch size.
         max_difference: Largest difference of its outputs from the first variant's,
             relative to the largest output.
-        accuracy: Fraction of the rows whose class is right, for several outputs their
-            mean; None without classes.
+        accuracy: Fraction of the rows whose class is right, averaged over several
+            outputs; None without classes.
         nll: Mean negative log likelihood in nats; None without probabilities.
         parameters: Number of weights; None for a file.
         nonzeros: Number of weights that are not zero; None for a file.
-        flops: Floating-point operations of a row; None for a file.
-        peak_bytes: Memory that loading it and a pass of the largest batch take at most;
-            None for a model, which shares its process, and where the system does not
-            tell.
-        note: What to know about it.
+        flops: Floating-point operations per row; None for a file.
+        peak_bytes: Peak memory of loading the file and running the largest batch; None
+            for a model, which shares its process, and if the system does not report it.
+        note: A remark; empty if there is none.
         temperature: The temperature that calibrates it; None without calibration.
         calibrated_nll: Its mean negative log likelihood at that temperature, in nats.
-        coverage: Fraction of the rows whose prediction set has the true class.
+        coverage: Fraction of the rows whose prediction set contains the true class.
         set_size: Mean number of classes in a set.
 
     Examples:
@@ -102,7 +101,7 @@ class Variant:
 
 @dataclass(frozen=True, repr=False)
 class DeploymentReport(Report):
-    """Variants of a model side by side.
+    """A comparison of variants of a model.
 
     Attributes:
         variants: One entry for each, in the order given.
@@ -136,11 +135,11 @@ class DeploymentReport(Report):
         return notes + [f"{name}: {value}" for name, value in self.environment.items()]
 
     def to_json(self) -> str:
-        """Everything as JSON."""
+        """Return the report as JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def measures(self) -> dict[str, dict[str, float]]:
-        """For each variant its figures by name, as `kt.plots.variants` takes them."""
+        """Return each variant's figures by name, as `kt.plots.variants` accepts."""
         found = {}
         for variant in self.variants:
             row = {"kB": variant.bytes / 1e3, "kB after gzip": variant.gzip_bytes / 1e3}
@@ -163,32 +162,33 @@ def deployment_report(
 ) -> DeploymentReport:
     """Measure variants of a model: size, time, accuracy, difference from the first.
 
-    Times are taken by turns, a pass of each variant after the other: what they are
-    compared by is the same stretch of time on the same machine.
+    The variants are timed in turns, one pass each, so that all of them are measured
+    over the same period on the same machine.
 
     Args:
         variants: By name: built models (timed with `predict_on_batch`), and paths of
             `.tflite`, `.onnx` and `.keras` files.
         x: Inputs of shape `(rows, *input_shape)`; for several inputs a list or dict of
             them, as for `predict`.
-        y: Integer labels `(rows,)` for outputs that are probabilities; other targets
-            give no accuracy and no likelihood. For several outputs a list or dict of
-            targets: accuracy and likelihood are the means over those with classes.
-        repetitions: Passes of each variant and batch size.
-        calibration: Held-out inputs and labels `(x, y)`, other than those above, on
-            which each variant is calibrated by itself: half of the rows choose its
-            temperature, half the threshold of its prediction sets
+        y: Integer labels `(rows,)` for outputs that are probabilities; with other
+            targets, accuracy and likelihood are not measured. For several outputs a
+            list or dict of targets: accuracy and likelihood are averaged over the
+            outputs with classes.
+        repetitions: Passes per variant and batch size.
+        calibration: Held-out inputs and labels `(x, y)`, different from those above, on
+            which each variant is calibrated separately: half of the rows determine its
+            temperature, the other half the threshold of its prediction sets
             (`ConformalClassifier("lac")`).
-        coverage: The fraction of rows whose prediction set is to have the true class,
-            in `(0, 1)`.
+        coverage: The target fraction of rows whose prediction set contains the true
+            class, in `(0, 1)`.
 
     Returns:
         A `DeploymentReport`.
 
     Raises:
-        ValueError: If there are no variants, or one is not of these kinds or has other
-            outputs than the first.
-        FileNotFoundError: If a file is not there.
+        ValueError: If there are no variants, or one is not of these types or has
+            outputs of other shapes than the first.
+        FileNotFoundError: If a file does not exist.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -269,7 +269,7 @@ def _check_outputs(outputs: dict[str, list[np.ndarray]]) -> None:
 
 
 def _mean_quality(outputs: list[np.ndarray], targets: list[Any]) -> dict[str, Any]:
-    """The mean of the outputs that have classes."""
+    """Average accuracy and likelihood over the outputs that have classes."""
     found = [_quality(a, b) for a, b in zip(outputs, targets, strict=True)]
     return {
         name: float(np.mean(values))
@@ -291,7 +291,7 @@ def _quality(outputs: np.ndarray, y: np.ndarray) -> dict[str, Any]:
 
 
 def _held_out(calibration: Any, x: Any, targets: list) -> tuple[Any, np.ndarray]:
-    """The inputs and labels that the variants are calibrated on."""
+    """Check and return the inputs and labels to calibrate the variants on."""
     if not isinstance(calibration, tuple | list) or len(calibration) != 2:
         reject("calibration", type(calibration).__name__, "a pair (x, y)")
     if len(targets) != 1:

@@ -1,4 +1,4 @@
-"""int8 files in which the layers that cost the most stay float."""
+"""Quantize a file to int8, but keep the most sensitive layers in float."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ from keras_trainkit.export._quantization_report import quantization_report
 
 # The scopes of the layers that hold the masks of the samples, as `mc_graph` names them.
 MASKS = r"(^|[/;])masks_\d+_"
-# An output that costs so much more than the weights has channels that are too large.
+# If the output loses this much more than the weights, some channels are too large.
 _OUTLIERS_DB = 6.0
 _CALIBRATED_AT_ONCE = 16
 
@@ -34,22 +34,22 @@ def quantize_selectively(
     max_drop: float,
     int8_inputs: bool,
 ) -> None:
-    """Make a float file int8, but for the fewest layers that keep the accuracy.
+    """Quantize a float file to int8, with as few float layers as accuracy allows.
 
     Layers become float in the order of `quantization_report`, the worst first, until
-    the file is good enough; then each that was not needed becomes int8 again.
+    the file is accurate enough. Then each layer that was not needed becomes int8 again.
 
     Args:
         model: The model.
         file: Its float32 file, which is replaced.
         x: The inputs, in the structure of the model's.
         arrays: The same by the names of the file's inputs.
-        labels: Integer labels; None for the classes that the model gives.
-        max_drop: The fraction of the rows whose class may be lost.
+        labels: Integer labels; None to use the classes that the float file predicts.
+        max_drop: The largest loss of accuracy, a fraction of the rows.
         int8_inputs: Whether the file's inputs and outputs are int8 too.
 
     Raises:
-        ValueError: If the model does not give classes.
+        ValueError: If the model does not predict classes.
         ImportError: If ai-edge-quantizer is not installed.
         RuntimeError: If the quantization failed.
     """
@@ -65,7 +65,7 @@ def quantize_selectively(
         chosen.append(_with_readers(model, name) if with_outliers else {name})
         if search.drop(chosen) <= max_drop:
             break
-    # The first is the worst, the last the one that was missing.
+    # The first is the most sensitive, and the last one was needed to reach the target.
     for names in chosen[1:-1]:
         rest = [other for other in chosen if other is not names]
         if search.drop(rest) <= max_drop:
@@ -75,7 +75,7 @@ def quantize_selectively(
 
 
 class _Search:
-    """Writes files in which some layers are float, and measures them."""
+    """Write files in which some layers are float, and measure their accuracy."""
 
     def __init__(self, file: Path, arrays: dict, labels: Any, int8_inputs: bool):
         self._file, self._arrays = file, arrays
@@ -90,7 +90,7 @@ class _Search:
         self._ranges: Any = None
 
     def drop(self, groups: list[set[str]]) -> float:
-        """What a file loses in which the layers of some groups are float."""
+        """Return the accuracy lost if the layers of some groups are float."""
         names = set().union(*groups)
         with converting("int8"):
             self._write([s for s in self._scopes if _is_of(s, names)])
@@ -126,10 +126,11 @@ class _Search:
 
 
 def quantize_body(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Make int8 what in a file comes before the masks of its samples.
+    """Quantize the part of a file before its dropout masks to int8.
 
-    The products behind them have int8 weights and float activations, and the rest is
-    float: in int8 the samples of a row would hardly differ, and their entropies less.
+    Matrix products after the masks get int8 weights and float activations; the rest
+    stays float. In int8 the samples of a row would hardly differ, and their entropies
+    even less.
 
     Args:
         file: A float32 file with samples of Monte Carlo dropout, which is replaced.
@@ -163,10 +164,10 @@ def _with_int8_body(content: bytes, file: Path, arrays: dict[str, np.ndarray]) -
 
 
 def _ranges(made: Any, file: Path, arrays: dict[str, np.ndarray]) -> Any:
-    """The smallest and largest value of each tensor of a float file, for a Quantizer.
+    """Return the smallest and largest value of each tensor, for a Quantizer.
 
-    In parts, each by itself, for over several inputs the Quantizer would take moving
-    averages, and with these cut off what is large only sometimes.
+    Each part of the data is calibrated separately. Over several inputs the Quantizer
+    would use moving averages, which clip values that are rarely large.
     """
     runner = LiteRTRunner(file)
     size = runner.batch_size or _CALIBRATED_AT_ONCE
@@ -186,7 +187,7 @@ def _ranges(made: Any, file: Path, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def _with_readers(model: keras.Model, name: str) -> set[str]:
-    """A layer, those that take its output, and what is between them.
+    """Return the names of a layer, the layers that read its output, and those between.
 
     An output stays float only if nothing in int8 reads it.
     """
@@ -213,7 +214,7 @@ def _has_kernels(call: Call) -> bool:
 
 
 def _is_of(scope: str, names: set[str]) -> bool:
-    """Whether a scope in the file is that of one of some layers.
+    """Whether a scope in the file belongs to one of the named layers.
 
     Keras traces each layer a second time for the file, so that the scope of `dense` is
     `dense_1`, and that of `dense_1` is `dense_1_1`.

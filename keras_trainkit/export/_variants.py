@@ -1,4 +1,4 @@
-"""Models and files, ready to run and to be measured side by side."""
+"""Open models and files so that they can be run and compared."""
 
 import os
 import tempfile
@@ -28,9 +28,9 @@ class Opened:
     Attributes:
         runtime: What runs it.
         content: The bytes of its file.
-        prepare: From inputs to a pass over them, which returns the outputs.
-        counts: Parameters, non-zeros and FLOPs of a model.
-        peak_bytes: Memory of a file.
+        prepare: Takes inputs and returns a function that computes the outputs.
+        counts: Parameters, non-zeros and FLOPs of a model; empty for a file.
+        peak_bytes: Peak memory of a file.
     """
 
     runtime: str
@@ -53,11 +53,11 @@ def open_variant(name: str, variant: Any, rows: int) -> Opened:
     Args:
         name: What it is called, for errors.
         variant: The model, or a path.
-        rows: Rows of the pass whose memory is measured.
+        rows: Batch size of the pass whose memory is measured.
 
     Raises:
         ValueError: If it is neither.
-        FileNotFoundError: If a file is not there.
+        FileNotFoundError: If a file does not exist.
     """
     if isinstance(variant, keras.Model):
         return _open_model(name, variant)
@@ -79,7 +79,7 @@ def _open_model(name: str, model: keras.Model) -> Opened:
         reject("variants", {name: model}, "built models")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
-        # What is deployed has no optimizer in it.
+        # A deployed model has no optimizer, so copy the model without it.
         (rebuild(model)[0] if is_graph(model) else model).save(path)
         content = path.read_bytes()
     report = sparsity_report(model)
@@ -101,7 +101,7 @@ def _litert(path: Path) -> Callable[[Any], Pass]:
     runners: dict[int, LiteRTRunner] = {}
 
     def prepare(x: Any) -> Pass:
-        # A file that is resized for each batch would be prepared again and again.
+        # Keep a runner per batch size, since resizing prepares the file again.
         rows = len(keras.tree.flatten(x)[0])
         if rows not in runners:
             runners[rows] = LiteRTRunner(path)
