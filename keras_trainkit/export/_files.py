@@ -75,7 +75,7 @@ def converting(kind: str) -> Iterator[None]:
         raise RuntimeError(f"The conversion to {kind} failed: {text}") from error
 
 
-# What failed goes to the parent by a file, since converters write to stderr as well.
+# The error is passed to the parent in a file, since converters write to stderr too.
 _CHILD = """
 import json, sys
 try:
@@ -121,7 +121,7 @@ def convert_elsewhere(
         env={
             **os.environ,
             "KERAS_BACKEND": "tensorflow",
-            # Where the model's own classes can be imported, there they can be too.
+            # The child must be able to import the user's classes.
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         },
         capture_output=True,

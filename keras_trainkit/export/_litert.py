@@ -153,7 +153,7 @@ def to_litert(
     elif quantization in _CALIBRATED:
         reject("representative_data", None, f'an array of inputs for "{quantization}"')
     check_steps(model)
-    # Quantized from the float file, since the converter cannot leave a part out.
+    # These are quantized from the float file, since the converter cannot skip layers.
     body_only = quantization == "int8" and mc_samples is not None
     later = max_drop is not None or body_only
     with whole_file(path, ".tflite") as target:
@@ -192,7 +192,7 @@ def to_litert(
 def _check_sampled(
     model: keras.Model, quantization: Any, data: Any, io_dtype: str, max_drop: Any
 ) -> None:
-    """Raise where `mc_samples` does not fit the other arguments."""
+    """Raise if `mc_samples` does not fit the other arguments."""
     if quantization == "int16x8":
         expected = 'None, "float16", "dynamic" or "int8" with mc_samples'
         reject("quantization", quantization, expected)
@@ -211,7 +211,7 @@ def _check_sampled(
 def _check_drop(
     model: keras.Model, quantization: Any, data: Any, max_drop: Any, labels: Any
 ) -> None:
-    """Raise where `max_drop` or `labels` do not fit the other arguments."""
+    """Raise if `max_drop` or `labels` do not fit the other arguments."""
     if max_drop is None:
         if labels is not None:
             reject("labels", np.shape(labels), "None without `max_drop`")
@@ -240,7 +240,7 @@ def convert(
     io_dtype: str,
     names: list[str],
 ) -> None:
-    """Write a file with TensorFlow's converter, unchecked."""
+    """Write a file with TensorFlow's converter, without checking it."""
     specs = input_specs(model, names)
     options = _converter_options(names, quantization, data, io_dtype)
     reduced = ("float16", "bfloat16")
@@ -265,7 +265,7 @@ def _converter_options(
     import tensorflow as tf
 
     kinds = tf.lite.OpsSet
-    # The last, so that what LiteRT does not have can be named.
+    # TensorFlow's operations are allowed so that the error can name those LiteRT lacks.
     allowed = [kinds.TFLITE_BUILTINS, kinds.SELECT_TF_OPS]
     target_spec: dict = {"supported_ops": allowed}
     options: dict = {"target_spec": target_spec}
@@ -276,7 +276,7 @@ def _converter_options(
     elif quantization == "int8":
         strict = io_dtype == "int8"
         first = kinds.TFLITE_BUILTINS_INT8
-        # TensorFlow asks for data where these are allowed; trained ranges need none.
+        # With the int8 set TensorFlow requires data, which trained ranges do not need.
         if data is not None:
             target_spec["supported_ops"] = [first] if strict else [first, *allowed]
         if strict:
@@ -296,7 +296,7 @@ def _converter_options(
 def _check(
     model: keras.Model, specs: Any, path: Path, quantization: str | None, data: Any
 ) -> None:
-    """Raise unless the file gives what the model gives, for data or random inputs."""
+    """Raise unless the file's outputs match the model's, on data or random inputs."""
     flat = keras.tree.flatten(specs)
     if data is not None:
         rows = flat[0].shape[0] or 32
@@ -327,7 +327,7 @@ def _check(
 
 
 def _stand_in(specs):
-    """A model with inputs of some specs, to draw random ones for."""
+    """Return a model with the given input specs, to draw random inputs for."""
     inputs = keras.tree.map_structure(
         lambda s: keras.Input(batch_shape=s.shape, dtype=s.dtype, name=s.name), specs
     )

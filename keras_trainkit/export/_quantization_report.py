@@ -26,13 +26,13 @@ _MOST_DB = 150.0
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What it costs to quantize one layer.
+    """The effect of quantizing one layer.
 
     Attributes:
         name: The layer's path in the model.
-        weights_snr: Signal-to-noise ratio of its output in dB, the mean over the
-            channels, where its weights alone are int8.
-        snr: The same where its output is int8 too.
+        weights_snr: Signal-to-noise ratio of its output in dB, averaged over channels,
+            if only its weights are int8.
+        snr: The same if its output is int8 too.
         max_difference: Largest difference of the model's outputs, relative to the
             largest output.
         accuracy: Fraction of the rows whose class is right; None without classes.

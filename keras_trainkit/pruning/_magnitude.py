@@ -63,8 +63,8 @@ class MagnitudePruning(keras.callbacks.Callback):
     Args:
         sparsity: Final fraction of the entries of each kernel to set to zero, in
             `[0, 1)`; the number pruned is `size - max(round(size (1 - s)), 1)`. Or a
-            dict from selectors to fractions, where the first that matches a layer
-            counts, and layers that none matches are not pruned.
+            dict from selectors to fractions: the first selector that matches a layer
+            applies, and layers without a match are not pruned.
         begin_step: The first step that prunes.
         end_step: The last step that prunes. Optional with your own `schedule`, or with
             `"constant"`, which then prunes once.
@@ -78,7 +78,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         block_pooling: What ranks a block: `"avg"`, the mean of its magnitudes, or
             `"max"`, the largest.
         schedule: `"polynomial"` (from 0), `"constant"`, or a `PolynomialSparsity` or
-            `ConstantSparsity`, whose `final` is that of each layer instead.
+            `ConstantSparsity`, whose `final` is replaced by each layer's sparsity.
         include: What to prune: a layer, a type of layers, a regular expression that
             matches the whole of a layer's name or path, a function of a layer, or a
             list of these. By default everything.
@@ -166,7 +166,7 @@ class MagnitudePruning(keras.callbacks.Callback):
         watch_first_step(self.model, "optimizer", _REMEDY)
 
     def on_train_begin(self, logs=None):
-        # `EarlyStopping` restores weights when the training ends, wherever it is.
+        # Run last: `EarlyStopping` restores weights when training ends.
         last = keras.callbacks.LambdaCallback(on_train_end=self._check_end)
         fit = Fit(self)
         if not any(
@@ -271,11 +271,11 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._keep_ticket()
 
     def _find_start(self, targets: Targets, seen: int, epoch: int) -> int:
-        """The count of batches at which the schedule began, or begins."""
+        """Return the batch count at which the schedule began, or begins."""
         if seen == 0:
             return 0
-        # The optimizer's first step; or the first of this fit, which may be a resumed
-        # one: where the weights have the zeros that it would have led to by now.
+        # Try the optimizer's first step, then the first step of this (maybe resumed)
+        # fit: the weights must have the zeros that such a schedule implies by now.
         for start in (0, seen - epoch * (self.params["steps"] or 0)):
             step = self._last_update(seen - start + 1)
             early = step < self._template.begin_step

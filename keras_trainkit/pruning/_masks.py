@@ -19,11 +19,11 @@ from keras_trainkit._types import Tensor
 
 @dataclass(frozen=True)
 class NofM:
-    """At most `n` entries that are not zero of every `m` in a row.
+    """At most `n` nonzero entries in every `m` consecutive ones.
 
-    The entries are counted along the last axis that a unit sums over, in a depthwise
-    kernel along its channels; where `m` does not divide it, the last group is short and
-    keeps `n` too.
+    The entries are counted along the last axis that a unit sums over; in a depthwise
+    kernel, along its channels. If `m` does not divide the axis, the last group is
+    shorter and keeps `n` too.
     """
 
     n: int
@@ -35,7 +35,7 @@ class NofM:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks that stay or go as one, of a kernel as a matrix of inputs by units.
+    """Blocks of a kernel, as a matrix of inputs by units, that are pruned as a whole.
 
     Attributes:
         height: Entries along the inputs, all axes but the last.
@@ -51,7 +51,7 @@ class Blocks:
         return f"{self.height}x{self.width}"
 
     def grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Number of blocks of a kernel along the inputs and the units."""
+        """Return the number of blocks of a kernel along the inputs and the units."""
         rows, columns = math.prod(shape[:-1]), shape[-1]
         return -(-rows // self.height), -(-columns // self.width)
 
@@ -94,8 +94,8 @@ def masks(
     Args:
         kernels: The kernels.
         values: Their values.
-        sparsities: For each the fraction of the blocks to prune; `N:M` has its own.
-        pattern: What is pruned as one.
+        sparsities: For each kernel, the fraction of blocks to prune; unused for `N:M`.
+        pattern: What is pruned as a whole.
         together: Whether the blocks of all kernels are ranked in one list, with the
             first sparsity.
     """
@@ -124,16 +124,16 @@ def masks(
 
 
 def num_pruned(size: int, sparsity: float) -> int:
-    """How many of `size` blocks a sparsity prunes; one always stays."""
+    """Return how many of `size` blocks a sparsity prunes; one is always kept."""
     return size - int(_num_kept(size, sparsity))
 
 
 def least_zeros(
     kernels: list[Kernel], sparsities: list[float], pattern: Pattern, together: bool
 ) -> list[int]:
-    """How many zeros masks of these sparsities leave in each kernel at least.
+    """Return the least number of zeros in each kernel after masks of these sparsities.
 
-    With `together`, the number in all of them, once.
+    With `together`, return one number for all kernels.
     """
     shapes = [tuple(kernel.variable.shape) for kernel in kernels]
     if isinstance(pattern, NofM):
@@ -174,7 +174,7 @@ def _largest(scores: Tensor, sparsity: Tensor) -> Tensor:
     pruned = size - _num_kept(size, sparsity)
     threshold = _smallest(scores, pruned)
     equal = scores == threshold
-    # Those equal to the threshold that go to make up the number.
+    # How many entries equal to the threshold must be pruned too.
     going = pruned - ops.sum(ops.cast(scores < threshold, "int32"))
     later = ops.cumsum(ops.cast(equal, "int32")) > going
     return ops.logical_or(scores > threshold, ops.logical_and(equal, later))
@@ -189,7 +189,7 @@ def _smallest(scores: Tensor, rank: Tensor) -> Tensor:
     """
     if keras.backend.standardize_dtype(scores.dtype) == "float64":
         return ops.take(ops.sort(scores), rank)
-    # Adding zero makes one zero of two.
+    # Adding zero turns -0.0 into 0.0, so that equal zeros have equal bits.
     bits = ops.view(ops.cast(scores, "float32") + 0.0, "int32")
     one = ops.cast(1, "int32")
 
@@ -207,7 +207,7 @@ def _n_of_m(value: Tensor, axis: int, pattern: NofM) -> Tensor:
     scores = ops.moveaxis(ops.abs(value), axis, -1)
     shape = tuple(scores.shape)
     short = -shape[-1] % m
-    # What fills the last group up is smaller than all and so goes first.
+    # The padding is smaller than any magnitude, so it is pruned first.
     padding = [(0, 0)] * (len(shape) - 1) + [(0, short)]
     padded = ops.pad(scores, padding, constant_values=-1.0)
     groups = ops.reshape(padded, (*shape[:-1], (shape[-1] + short) // m, m))
@@ -235,7 +235,7 @@ def _block_means(scores: Tensor, blocks: Blocks) -> Tensor:
 
 
 def _in_blocks(x: Tensor, blocks: Blocks) -> Tensor:
-    """A kernel as rows, heights, columns and widths of blocks, filled up with zeros."""
+    """Reshape a kernel to (rows, height, columns, width) of blocks, zero-padded."""
     shape = tuple(x.shape)
     rows, columns = blocks.grid(shape)
     matrix = ops.reshape(x, (-1, shape[-1]))

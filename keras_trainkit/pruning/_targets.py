@@ -34,7 +34,7 @@ class Rule:
     Attributes:
         sparsity: The fraction of the entries to prune, or one for each selector.
         scope: Whether entries are ranked within each kernel or over all kernels.
-        pattern: The shape of what is pruned together.
+        pattern: What is pruned as a whole.
         include: What to prune; everything if empty.
         exclude: What not to prune.
     """
