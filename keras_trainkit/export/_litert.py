@@ -74,16 +74,16 @@ def to_litert(
     compared with the model's, which needs the extra `export`.
 
     The file runs without TensorFlow's operations: recurrent layers are unrolled, and
-    float16 and bfloat16 computations are done in float32. Inputs have the names of the
-    model's; inputs and outputs have the model's order.
+    float16 and bfloat16 computations are done in float32. Inputs have the model's input
+    names; inputs and outputs have the model's order.
 
     With `mc_samples`, a file has the outputs `mean`, `mutual_information` and
-    `predictive_entropy`, or, for regression, `mean` and `std` (for a heteroscedastic
-    head behind `aleatoric_std`), in this order. They are those of
+    `predictive_entropy`, in this order. For regression it has `mean` and `std`, after
+    `aleatoric_std` if the head is heteroscedastic. The outputs equal those of
     `kt.uncertainty.mc_predict(model, x, mc_samples, noise="shared", seed=mc_seed)`:
-    the masks, the same for every row, are constants in the file. The layers that no
-    dropout affects run once for each row. With `"int8"` these are int8, the products
-    behind them have int8 weights and float activations, and the rest is float. Needs
+    the masks are constants in the file, the same for every row. Layers that no dropout
+    affects run once per row. With `"int8"` these layers are int8, matrix products after
+    the masks have int8 weights and float activations, and the rest is float; this needs
     ai-edge-quantizer (extra `export`).
 
     Args:
@@ -95,25 +95,24 @@ def to_litert(
             weights and activations; `"int16x8"` for int8 weights and int16 activations.
             Weights have a scale for each channel. An operation for which LiteRT has no
             such kernel stays float.
-        representative_data: For the last two: a few hundred inputs of shape
-            `(rows, *input_shape)`, from which the ranges of the activations are read;
-            for several inputs a list or dict of them, as for `predict`. For `"int8"` a
-            model from `kt.quantization.quantize_aware` needs none once it is trained.
+        representative_data: For `"int8"` and `"int16x8"`: a few hundred inputs of shape
+            `(rows, *input_shape)`, which determine the ranges of the activations; for
+            several inputs a list or dict of them, as for `predict`. For `"int8"`, a
+            trained model from `kt.quantization.quantize_aware` needs none.
         io_dtype: `"int8"`, for `quantization="int8"`, makes the file's float inputs and
             outputs int8 too, for microcontrollers. Every operation must then have an
             int8 kernel.
         mc_samples: Number of samples of Monte Carlo dropout; the file outputs their
             statistics instead of the model's output.
-        mc_seed: Integer seed of their masks.
-        mc_task: What the output is, as `task` in `mc_predict`.
+        mc_seed: Integer seed of the dropout masks.
+        mc_task: The kind of output, as `task` in `mc_predict`.
         max_drop: For `quantization="int8"` and a model with one output of classes: the
             accuracy that the file may lose, such as 0.005, measured on
             `representative_data`. If int8 loses more, as few layers as possible stay
             float, in the order of `quantization_report`. Needs ai-edge-quantizer (extra
             `export`).
         labels: For `max_drop`: the integer labels of `representative_data`. Without
-            them the accuracy is how often the file predicts the same class as the
-            model.
+            them, accuracy is measured as agreement with the model's predicted class.
 
     Returns:
         The path.
@@ -339,12 +338,12 @@ def predict_litert(path: str | os.PathLike, x: Any) -> Any:
 
     Args:
         path: The file.
-        x: Inputs of shape `(rows, *input_shape)`; for several inputs a list of them in
-            the order of the model's, or a dict by the names of the model's.
+        x: Inputs of shape `(rows, *input_shape)`; for several inputs a list in the
+            model's order, or a dict by input name.
 
     Returns:
-        The outputs of all rows: for several outputs a list in the order of the model's,
-        or a dict if the model returns one. Inputs and outputs that are int8 in the file
+        The outputs of all rows: for several outputs a list in the model's order, or a
+        dict if the model returns one. Inputs and outputs that are int8 in the file
         are float here.
 
     Raises:
