@@ -1,3 +1,3 @@
-"""The command `keras-trainkit`."""
+"""The `keras-trainkit` command."""
 
 from keras_trainkit.cli._command import main as main

@@ -1,4 +1,4 @@
-"""`keras-trainkit check`."""
+"""The `keras-trainkit check` command."""
 
 from pathlib import Path
 
@@ -14,20 +14,21 @@ def run_check(
     loss: str | None = None,
     batch_size: int | None = None,
 ) -> int:
-    """Print what is wrong with a training.
+    """Print what is wrong with a training setup.
 
     Args:
         model_path: The `.keras` file.
-        data_path: The `.npz` file with `x` and `y`, and with `x_val` and `y_val` if
-            there is validation data.
-        loss: A loss to compile with, where the file has none.
-        batch_size: Rows of a batch.
+        data_path: The `.npz` file with `x` and `y`, and optionally `x_val` and `y_val`
+            as validation data.
+        loss: The loss to compile with, if the file has none.
+        batch_size: Rows per batch.
 
     Returns:
-        0, or 3 if something is wrong.
+        0, or 3 if something is wrong with the setup.
 
     Raises:
-        CommandError: If something is missing or wrong; its message is one clear line.
+        CommandError: If a file or an argument is missing or invalid. The message is
+            one line.
     """
     model = load_model(model_path, loss, compile=True)
     data = load_arrays(data_path, {"x", "y"})

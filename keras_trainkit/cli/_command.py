@@ -1,8 +1,8 @@
-"""The command `keras-trainkit`: its arguments, and what runs for each.
+"""The `keras-trainkit` command: argument parsing and dispatch to the subcommands.
 
-Nothing heavy is imported before the arguments are known, so that `--help` answers at
-once. An installed package has this file as a module of its own, beside the package,
-whose import would load Keras and its backend.
+Heavy imports wait until the arguments are parsed, so that `--help` responds
+immediately. The wheel also installs this file as the top-level module
+`keras_trainkit_command`, because importing the package loads Keras and its backend.
 """
 
 import argparse
@@ -26,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: The arguments, by default those of the process.
+        argv: The command-line arguments; defaults to `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0 if all went well, 1 on an error that one line explains,
-        2 on a wrong argument, 3 if `check` finds a fault or `compress` does not reach
-        what was asked for, 130 on Ctrl-C.
+        The exit status: 0 on success, 1 on an error with a one-line message, 2 on an
+        invalid argument, 3 if `check` finds a problem or `compress` misses its target,
+        130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(argv)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _quiet_tensorflow() -> Iterator[None]:
-    """Keeps TensorFlow from warning that many models are traced, once each."""
+    """Silence TensorFlow's retracing warnings, which tracing many models triggers."""
     logger = logging.getLogger("tensorflow")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -395,9 +395,9 @@ def _positive(text: str) -> int:
 
 @contextlib.contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Keeps back what the backend logs while it is imported, unless that fails.
+    """Hide what the backend logs during import, unless the import fails.
 
-    TensorFlow writes to the file descriptor, past `sys.stderr`.
+    TensorFlow writes to the file descriptor directly and bypasses `sys.stderr`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
@@ -416,7 +416,7 @@ def _quiet_import() -> Iterator[None]:
 
 
 def _use_backend(backend: str | None, argv: list[str]) -> None:
-    """Start again with another backend: Keras fixes its own when it is imported."""
+    """Restart the process with another backend, as Keras fixes its own on import."""
     import keras
 
     from keras_trainkit.cli._output import CommandError

@@ -1,4 +1,4 @@
-"""`keras-trainkit compress`."""
+"""The `keras-trainkit compress` command."""
 
 import importlib.util
 import os
@@ -31,26 +31,27 @@ def run_compress(
     force: bool = False,
     **options: Any,
 ) -> int:
-    """Write the smallest file within a loss, or the best within a size.
+    """Write the smallest file within an accuracy drop, or the best within a size.
 
     Args:
         model_path: The compiled `.keras` file.
-        data_path: The `.npz` file to train on.
-        validation_path: The `.npz` file for the verdict.
+        data_path: The `.npz` file with the training data.
+        validation_path: The `.npz` file for the final verdict.
         out: The `.tflite` file to write.
-        max_kb: Largest size of the file, in kB of 1,000 bytes.
-        max_drop: The most accuracy to lose; 0.01 where there is no `max_kb`.
-        loss: A loss to train with, where the file has none.
-        c_array: Whether to write a C header beside the file, and int8 inputs and
-            outputs into it.
-        force: Whether the file may be there already.
-        **options: More for `kt.compress`.
+        max_kb: Maximum file size, in kB of 1,000 bytes.
+        max_drop: Maximum drop in accuracy; defaults to 0.01 if there is no `max_kb`.
+        loss: The loss to train with, if the file has none.
+        c_array: Whether to give the file int8 inputs and outputs and write a C header
+            next to it.
+        force: Whether to overwrite an existing file.
+        **options: Further options for `kt.compress`.
 
     Returns:
-        0, or 3 if what was asked for was not reached; the nearest is written.
+        0, or 3 if the target was missed. In that case the closest file is written.
 
     Raises:
-        CommandError: If something is missing or wrong; its message is one clear line.
+        CommandError: If a file or an argument is missing or invalid. The message is
+            one line.
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise CommandError(

@@ -1,4 +1,4 @@
-"""`keras-trainkit demo`: the whole path on real data."""
+"""The `keras-trainkit demo` command: the full workflow on real data."""
 
 import importlib.util
 import time
@@ -20,7 +20,7 @@ _NEEDS = {
     "sklearn": "scikit-learn",
 }
 _NUM_SAMPLES = 100
-# The size to compress to, as a fraction of the float32 file.
+# The target size, as a fraction of the float32 file.
 _BUDGET = 1 / 4
 
 
@@ -41,19 +41,20 @@ _PLANS = {
 def run_demo(
     name: str, out: Path, epochs: int | None = None, force: bool = False
 ) -> Path:
-    """Check, train, judge, fold and compress a network on real data.
+    """Check, train, evaluate, fold and compress a network on real data.
 
     Args:
         name: `"digits"`, `"fashion_mnist"` or `"cifar10"`.
-        out: The folder to write; nothing appears there unless all of it succeeds.
-        epochs: Length of the training; by default one that suits the data.
-        force: Whether the folder may hold files already.
+        out: The output folder. Files appear there only if everything succeeds.
+        epochs: Number of epochs; the default depends on the data set.
+        force: Whether to write into a folder that is not empty.
 
     Returns:
         The path of the report.
 
     Raises:
-        CommandError: If something is missing; its message is one clear line.
+        CommandError: If a dependency or the data is missing, or the folder cannot be
+            written. The message is one line.
     """
     missing = [
         pip for module, pip in _NEEDS.items() if not importlib.util.find_spec(module)
@@ -79,8 +80,8 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
     print(f"{data!r}\nKeras {keras.__version__} on {keras.backend.backend()}")
 
     _step(1, "Build the default preset's network")
-    # Shallow as it is, the preset would do without; the demo wants a BatchNorm to fold
-    # and a dropout to ask.
+    # The preset would omit both for such a shallow network. The demo needs a BatchNorm
+    # to fold and dropout to sample.
     preset = kt.models.PRESETS["default"].override(
         normalization="batch", dropout="dropout"
     )
@@ -175,7 +176,7 @@ def _run(data: kt.datasets.Dataset, plan: _Plan, epochs: int, folder: Path) -> N
 
 
 class _Steps(keras.callbacks.Callback):
-    """Keeps the rate and the momentum of each step; prints a line for each epoch."""
+    """Record learning rate and momentum at each step; print a line per epoch."""
 
     def __init__(self):
         super().__init__()
@@ -208,7 +209,7 @@ def _judge(name: str, probabilities: np.ndarray, labels: np.ndarray) -> Judgemen
 def _ship(
     data, model, folded, folder: Path
 ) -> tuple[kt.compression.CompressResult, kt.export.DeploymentReport]:
-    """Write the network as files of a float32, an int8 and a budget."""
+    """Export a float32, an int8 and a compressed LiteRT file, and compare them."""
     to_litert = kt.export.to_litert
     sample = np.random.default_rng(0).permutation(data.x_train)[:200]
     whole = to_litert(model, folder / "trained.tflite")

@@ -1,4 +1,4 @@
-"""The figures of the demo, written as PNG files."""
+"""The demo's figures, saved as PNG files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from keras_trainkit import plots
 
 
 def save(ax, path: Path) -> None:
-    """Write the figure that `ax` belongs to, and close it."""
+    """Save the figure that contains `ax` and close it."""
     from matplotlib import pyplot
 
     ax.figure.savefig(path, dpi=120)
@@ -17,12 +17,12 @@ def save(ax, path: Path) -> None:
 
 
 def save_cycle(rates: Sequence[float], momenta: Sequence[float], path: Path) -> None:
-    """The learning rate and the momentum of each step."""
+    """Plot the learning rate and the momentum at each step."""
     save(plots.schedule(rates, momenta), path)
 
 
 def save_curves(history: dict, path: Path) -> None:
-    """Loss and accuracy over the epochs."""
+    """Plot loss and accuracy over the epochs."""
     from matplotlib import pyplot
 
     _, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -34,7 +34,7 @@ def save_curves(history: dict, path: Path) -> None:
 def save_certainty(
     data, probabilities: np.ndarray, by_certainty: np.ndarray, path: Path
 ) -> None:
-    """The six test images the network is surest of, and the six it is least sure of."""
+    """Show the six most certain and the six least certain test images."""
     chosen = np.concatenate([by_certainty[:6], by_certainty[::-1][:6]])
     axes = plots.uncertain_images(
         data.images(data.x_test[chosen]),

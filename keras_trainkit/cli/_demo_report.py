@@ -1,4 +1,4 @@
-"""What the demo found out, and the page that shows it."""
+"""The results of the demo and the Markdown report that presents them."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from keras_trainkit.folding import FoldResult
 
 @dataclass(frozen=True)
 class Judgement:
-    """How good and how calibrated a set of predictions is."""
+    """Accuracy, likelihood and calibration error of a set of predictions."""
 
     name: str
     accuracy: float
@@ -26,7 +26,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report tells."""
+    """Everything that the report contains."""
 
     data: str
     architecture: keras.Model
@@ -45,7 +45,7 @@ class Results:
 
 
 def render(results: Results) -> str:
-    """The report as Markdown; its figures lie beside it."""
+    """Render the report as Markdown, with figures from the same folder."""
     return "\n".join(
         [
             "# From learning rate to LiteRT file",

@@ -1,4 +1,4 @@
-"""`keras-trainkit deploy` and `inspect`."""
+"""The `keras-trainkit deploy` and `keras-trainkit inspect` commands."""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -24,19 +24,20 @@ _CALIBRATION_ROWS = 200
 
 @dataclass(frozen=True)
 class Plan:
-    """Which variants to make.
+    """Which variants of a model to create, and how.
 
     Attributes:
-        fold: Whether to optimize for inference.
-        ratio: The fraction of the channels to take out, if any.
+        fold: Whether to optimize the model for inference.
+        ratio: The fraction of channels to remove, if any.
         quantization: How to quantize the last variant's LiteRT file, if at all.
-        quantize_aware: Whether to train the last variant with the rounding of int8.
-        train: The `.npz` file to train on, if any.
-        loss: The loss to train with, where the model's file has none.
-        epochs: Epochs of a training.
-        learning_rate: Its learning rate.
-        c_array: Whether to write the last int8 file as a C header too, with int8 inputs
-            and outputs.
+        quantize_aware: Whether to apply quantization-aware int8 training to the last
+            variant.
+        train: The `.npz` file with the training data, if any.
+        loss: The loss to train with, if the model's file has none.
+        epochs: Epochs of each training run.
+        learning_rate: Learning rate of each training run.
+        c_array: Whether to also export the last variant with int8 inputs and outputs,
+            and write it as a C header.
     """
 
     fold: bool = False
@@ -50,7 +51,7 @@ class Plan:
     c_array: bool = False
 
     def check(self) -> None:
-        """Raise where the options contradict each other."""
+        """Raise a CommandError if the options contradict each other."""
         if self.quantize_aware and self.train is None:
             raise CommandError("--quantize-aware needs training data: --train NPZ")
         if self.train and not (self.quantize_aware or self.ratio):
@@ -62,7 +63,7 @@ class Plan:
 
     @property
     def in_int8(self) -> bool:
-        """Whether the last file is int8."""
+        """Whether the last variant is exported as int8."""
         return self.quantize_aware or self.quantization == "int8"
 
 
@@ -75,21 +76,22 @@ def run_deploy(
     repetitions: int = 50,
     force: bool = False,
 ) -> Path:
-    """Write variants of a model and a report of what each costs.
+    """Write variants of a model and a report that compares them.
 
     Args:
         model_path: The `.keras` file.
         data_path: The `.npz` file with `x` and `y`.
-        out: The folder to write; nothing appears there unless all of it succeeds.
-        plan: Which variants to make.
-        repetitions: Passes that are timed.
-        force: Whether the folder may hold files already.
+        out: The output folder. Files appear there only if everything succeeds.
+        plan: Which variants to create.
+        repetitions: Number of timed passes.
+        force: Whether to write into a folder that is not empty.
 
     Returns:
         The path of the report.
 
     Raises:
-        CommandError: If something is missing or wrong; its message is one clear line.
+        CommandError: If a file or an argument is missing or invalid. The message is
+            one line.
     """
     if importlib.util.find_spec("ai_edge_litert") is None:
         raise CommandError('deploy needs ai-edge-litert: pip install "ai-edge-litert"')
@@ -124,10 +126,10 @@ def run_deploy(
 
 @dataclass
 class _Variants:
-    """Makes the variants of a plan, each from the one before it.
+    """Create the variants of a plan, each from the previous one.
 
     Attributes:
-        found: By name, for the report.
+        found: The variants by name, for the report: models or paths of files.
     """
 
     model: keras.Model
@@ -204,7 +206,7 @@ class _Variants:
         model.fit(*self.training, epochs=self.plan.epochs, verbose=2)
 
     def notes(self, report: kt.export.DeploymentReport) -> list[str]:
-        """What the cut cost, where it was not followed by a training."""
+        """Describe what pruning cost; empty if nothing was pruned."""
         if self.plan.ratio is None:
             return []
         by_name = {variant.name: variant for variant in report.variants}
@@ -241,7 +243,7 @@ def _save_figure(report, path: Path) -> None:
 
 
 def run_inspect(model_path: Path) -> None:
-    """Print what could be folded, dropped and pruned in a model, and why not."""
+    """Print what could be folded, dropped and pruned in a model, and what could not."""
     model = load_model(model_path)
     if not is_graph(model):
         raise CommandError(

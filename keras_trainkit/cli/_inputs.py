@@ -1,4 +1,4 @@
-"""What the commands read: a model and its data, with errors of one line."""
+"""Loading of models and data for the commands, with one-line errors."""
 
 import warnings
 import zipfile
@@ -13,11 +13,11 @@ from keras_trainkit.cli._output import CommandError
 
 
 def load_model(path: Path, loss: str | None = None, compile: bool = False) -> Any:
-    """The model of a `.keras` file.
+    """Load the model from a `.keras` file.
 
     Args:
         path: The file.
-        loss: A loss to compile with, where the file has none or another.
+        loss: The loss to compile with, if the file has none or a different one.
         compile: Whether the model must be compiled.
     """
     if not path.is_file():
@@ -26,11 +26,11 @@ def load_model(path: Path, loss: str | None = None, compile: bool = False) -> An
         raise CommandError(f"{path} is not a .keras file")
     try:
         with warnings.catch_warnings():
-            # An optimizer that has not taken a step has nothing to load.
+            # Keras warns about an optimizer that has not taken a step and has no state.
             warnings.simplefilter("ignore")
             model = keras.saving.load_model(path, compile=compile)
     except Exception as error:
-        # A file from elsewhere can fail in any way; safe mode stays on.
+        # An untrusted file can fail in any way; safe mode stays on.
         raise CommandError(f"{path} cannot be loaded: {first_line(error)}") from None
     if not model.built:
         raise CommandError(
@@ -50,22 +50,25 @@ def load_model(path: Path, loss: str | None = None, compile: bool = False) -> An
 
 
 def check_weights(path: Path, model: keras.Model) -> None:
-    """Raise if a model has weights that are not finite."""
+    """Raise a CommandError if a model has non-finite weights."""
     for weight in model.weights:
         if not _is_finite(keras.ops.convert_to_numpy(weight)):
             raise CommandError(f"{path} holds NaN or infinity in {weight.path}")
 
 
 def load_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, which must have some of these names."""
+    """Load the arrays of an `.npz` file, which must contain all of `names`.
+
+    If it has `x_val`, it must have `y_val` too.
+    """
     if not path.is_file():
         raise CommandError(f"there is no file {path}")
     try:
-        # Given a path, NumPy leaves a broken file open.
+        # When NumPy gets a path, it does not close a corrupt file.
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
     except Exception:
-        # A file that is cut off or is something else can fail in any way.
+        # A truncated file or one of another format can fail in any way.
         arrays = {}
     if "x_val" in arrays:
         names = names | {"y_val"}
@@ -77,10 +80,10 @@ def load_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray]:
 
 
 def load_data(path: Path, model: keras.Model) -> tuple[Any, Any]:
-    """The inputs and targets of an `.npz` file, in the structure of the model's.
+    """Load inputs and targets from an `.npz` file, structured as the model expects.
 
-    They are `x` and `y`; of several inputs or outputs `x_NAME` and `y_NAME`, by the
-    names that the model has for them.
+    The arrays are named `x` and `y`. If the model has several inputs or outputs, they
+    are `x_NAME` and `y_NAME`, with the model's own names for them.
     """
     inputs = _specs(path, model)
     outputs = list(functional_part(model).output_names)
@@ -142,12 +145,12 @@ def _check_numbers(path: Path, name: str, array: np.ndarray) -> None:
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    # float16's relatives (bfloat16, float8) are of kind "V", and NumPy's isfinite
-    # knows them; integers and keys of generators have nothing to check.
+    # bfloat16 and float8 have the dtype kind "V" and work with NumPy's isfinite.
+    # Integers and the keys of random generators need no check.
     return array.dtype.kind not in "fV" or bool(np.isfinite(array).all())
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
+    """Return the first line of an error message, up to 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""What the commands share: errors that one line explains, and where files go."""
+"""What the commands share: one-line errors and an all-or-nothing output folder."""
 
 import contextlib
 import os
@@ -9,20 +9,20 @@ from pathlib import Path
 
 
 class CommandError(Exception):
-    """An error that its message explains to the person who gave the command."""
+    """An error whose message is shown to the user of the command, without traceback."""
 
 
 @contextlib.contextmanager
 def whole_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A scratch folder whose files move to `out` only if all went well.
+    """Provide a scratch folder whose files move to `out` only on success.
 
     Args:
-        out: The folder to write. It is made if it is missing.
-        force: Whether it may hold files already; those of other names stay.
+        out: The output folder, created if it is missing.
+        force: Whether `out` may already contain files. Files with other names are kept.
 
     Yields:
-        The scratch folder, inside `out` so that the moves cannot fail half-way for
-        want of space.
+        The scratch folder. It is inside `out`, so moving the files cannot run out of
+        disk space.
     """
     if out.exists() and not out.is_dir():
         raise CommandError(f"{out} is not a folder")

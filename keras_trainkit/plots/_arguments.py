@@ -1,4 +1,4 @@
-"""The errors of figures whose arguments make no sense."""
+"""Clear errors for invalid arguments of the plot functions."""
 
 import functools
 import inspect
@@ -11,10 +11,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def names_arguments(function: Function) -> Function:
-    """Turn an error from inside a figure into one that names the arguments.
+    """Turn an error from inside a plot function into one that names its arguments.
 
-    A figure takes whatever Matplotlib and NumPy do, so its arguments cannot all be
-    checked beforehand.
+    A plot function accepts anything that Matplotlib and NumPy accept, so it cannot
+    check all of its arguments in advance.
     """
     parameters = inspect.signature(function)
 

@@ -1,10 +1,10 @@
-"""Where a figure is drawn that got no axes."""
+"""Default Axes for the plot functions."""
 
 from typing import Any
 
 
 def axes_or_new(ax: Any) -> Any:
-    """The axes that were given, or those of a new figure."""
+    """Return `ax`, or the Axes of a new figure if it is None."""
     if ax is not None:
         return ax
     from matplotlib import pyplot

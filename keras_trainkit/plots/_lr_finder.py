@@ -1,4 +1,4 @@
-"""Figures about the choice of the learning rate."""
+"""Plots for choosing the learning rate."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +26,15 @@ _TITLES = {
 def lr_finder(
     result: Any, ax: "Axes | None" = None, *, show_all: bool = False
 ) -> "Axes":
-    """Plot the losses of a range test over the learning rate.
+    """Plot the loss over the learning rate of a range test.
 
-    Shows the recommended rate, the rate for the peak of one cycle, and where the loss
-    diverges.
+    Marks the recommended rate, the peak rate for one cycle, and the range where the
+    loss diverges.
 
     Args:
         result: An `LRFinderResult`.
         ax: Where to draw; a new figure by default.
-        show_all: Whether to show the rates of the other rules too.
+        show_all: Whether to also mark the rates that the other rules suggest.
 
     Returns:
         The Axes.
@@ -68,7 +68,7 @@ def lr_finder(
 
 
 def _mark_rates(ax, result, show_all: bool) -> None:
-    """A line for each rate that is to be seen."""
+    """Draw a vertical line for each rate to be shown."""
     main = {"recommended": result.suggestion, "peak of one cycle": result.one_cycle}
     for label, rate in main.items():
         if rate is not None:
@@ -93,7 +93,7 @@ def _mark_rates(ax, result, show_all: bool) -> None:
 
 
 def _limits(result) -> tuple[float, float]:
-    """The range of losses to show: an explosion would flatten all that matters."""
+    """Return the range of losses to show, without the explosion at high rates."""
     finite = result.smoothed[np.isfinite(result.smoothed)]
     low = float(finite.min()) if len(finite) else 0.0
     high = float(np.median(result.losses[:5])) * 1.3
@@ -103,7 +103,7 @@ def _limits(result) -> tuple[float, float]:
 
 
 def _divergence(result, high: float) -> float | None:
-    """The first rate behind which most losses are out of the picture."""
+    """Return the first rate from which on most losses exceed `high`; None if none."""
     beyond = ~(result.losses <= high)
     share = np.cumsum(beyond[::-1])[::-1]
     diverged = beyond & (share > 0.5 * np.arange(len(beyond), 0, -1))
@@ -114,7 +114,7 @@ def _divergence(result, high: float) -> float | None:
 def compare_learning_rates(
     sweep: Any, monitor: str = "loss", ax: "Axes | None" = None
 ) -> "Axes":
-    """Plot the learning curves of several rates over each other.
+    """Plot the learning curves for several learning rates in one figure.
 
     Args:
         sweep: An `LRSweepResult`.

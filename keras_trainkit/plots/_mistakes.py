@@ -1,4 +1,4 @@
-"""Figures of what a classifier gets wrong."""
+"""Plots of the mistakes of a classifier."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ def confusion_matrix(
     class_names: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw how often each class was taken for each.
+    """Draw a confusion matrix.
 
     Args:
         y_true: Integer labels, `(rows,)` or `(rows, 1)`, or one-hot.
@@ -29,7 +29,8 @@ def confusion_matrix(
         ax: Where to draw; a new figure by default.
 
     Returns:
-        The Axes; a row for each true class, coloured by the fraction of its rows.
+        The Axes. Each row is a true class, each column a predicted class. Cells show
+        counts and are coloured by the fraction of the true class.
 
     Raises:
         ValueError: If the arrays do not match, or there are too few names.
@@ -79,9 +80,9 @@ def top_losses(
     count: int = 12,
     columns: int = 6,
 ) -> np.ndarray:
-    """Show the images that cost most: those whose true class was held least likely.
+    """Show the images with the highest loss: the lowest probability of the true class.
 
-    Among them are the wrong labels of a data set.
+    Mislabelled images of a data set often appear among them.
 
     Args:
         images: `(rows, height, width, channels)` with pixels in `[0, 1]`.
@@ -89,7 +90,7 @@ def top_losses(
         y_true: Integer labels, `(rows,)` or `(rows, 1)`, or one-hot.
         class_names: The name of each class.
         count: How many to show.
-        columns: Images in a row.
+        columns: Images per row.
 
     Returns:
         The Axes, as from `uncertain_images`.
@@ -115,7 +116,7 @@ def top_losses(
 
 
 def _labels(name: str, given: Any) -> np.ndarray:
-    """Labels, from labels or from a score for each class."""
+    """Convert labels, or scores for each class, to integer labels."""
     array = np.asarray(given)
     if not np.isfinite(array).all():
         reject(name, array.shape, "finite labels or scores")

@@ -1,4 +1,4 @@
-"""Signals layer by layer."""
+"""Plot of activations and gradients by layer."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_trainkit.plots._arguments import names_arguments
 
 @names_arguments
 def signal(report: SignalReport, axes: Any = None) -> Any:
-    """Draw activations, dead and saturated units, and gradients over the depth.
+    """Plot activations, dead and saturated units, and gradients by layer.
 
     Args:
         report: From `kt.diagnostics.signal_report`.
@@ -53,7 +53,7 @@ def signal(report: SignalReport, axes: Any = None) -> Any:
         gradients.set_yscale("log")
     gradients.set_ylabel("norm")
     gradients.set_xlabel("layer")
-    # No more names than fit.
+    # Show only as many layer names as fit.
     shown = place[:: max(1, len(layers) // 25)]
     gradients.set_xticks(shown, [layers[i].name for i in shown], rotation=90)
     for ax in axes:
@@ -64,7 +64,7 @@ def signal(report: SignalReport, axes: Any = None) -> Any:
 
 
 def _draw(ax, layers, name: str, label: str, factor: float = 1.0) -> None:
-    """Draw a figure that not every layer has."""
+    """Plot a value for the layers that have it."""
     points = [
         (place, factor * getattr(layer, name))
         for place, layer in enumerate(layers)

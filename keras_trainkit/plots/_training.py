@@ -1,4 +1,4 @@
-"""Figures of a training run."""
+"""Plots of training runs and of the variants of a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,23 +22,25 @@ def schedule(
     steps: int | None = None,
     steps_per_epoch: int | None = None,
 ) -> "Axes":
-    """Plot a learning rate, and the momentum if there is one, over the steps.
+    """Plot a learning rate over the steps, with the momentum if given.
 
     Args:
         learning_rates: The learning rate of each step, a `LearningRateSchedule`, or a
-            schedule callback such as `kt.callbacks.OneCycle`, with its momentum.
-        momenta: The momentum of each step, or its schedule; drawn against an axis on
+            schedule callback such as `kt.callbacks.OneCycle`, which also provides the
+            momentum.
+        momenta: The momentum of each step, or its schedule; uses a second y-axis on
             the right.
         ax: Where to draw; a new figure by default.
-        steps: How many steps to draw of a schedule; by default its own length, where it
-            has one.
-        steps_per_epoch: Batches of an epoch, for a callback whose unit is the epoch.
+        steps: Number of steps of a schedule to plot; defaults to the length of the
+            schedule, if it has one.
+        steps_per_epoch: Batches per epoch, for a callback that counts in epochs.
 
     Returns:
         The Axes of the learning rate.
 
     Raises:
-        ValueError: If it is none of these, or the number of steps is not known.
+        ValueError: If `learning_rates` is none of these, or the number of steps is
+            unknown.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -65,7 +67,7 @@ def schedule(
 
 
 def _of_callback(callback, steps, steps_per_epoch) -> tuple[np.ndarray, Any]:
-    """The rates and momenta that a callback would set in a fit of so many steps."""
+    """Return the rates and momenta that a callback would set in `steps` steps."""
     import keras
 
     name = type(callback).__name__
@@ -89,14 +91,14 @@ def _of_callback(callback, steps, steps_per_epoch) -> tuple[np.ndarray, Any]:
 
 
 def _length(schedule: Any) -> int | None:
-    """The number of steps of a schedule that knows it."""
+    """Return the number of steps of a schedule, or None if it does not have one."""
     names = ("total_steps", "steps", "decay_steps")
     found = (getattr(schedule, name, None) for name in names)
     return next((steps for steps in found if steps), None)
 
 
 def _values(name: str, given: Any, steps: int | None) -> np.ndarray:
-    """The value of each step, of a sequence or a schedule."""
+    """Return the value at each step of a sequence or a schedule."""
     if not callable(given):
         values = np.asarray(() if isinstance(given, str) else given, float)
         if values.ndim != 1 or not len(values):
@@ -117,8 +119,8 @@ def learning_curves(
     """Plot a metric over the epochs, for training and validation.
 
     Args:
-        history: What `model.fit` returns, or its `history`.
-        metric: The metric's name; `val_` is put in front for the validation.
+        history: The result of `model.fit`, or its `history` attribute.
+        metric: The metric's name, without `val_`.
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -146,20 +148,20 @@ def learning_curves(
 def compare(
     histories: Mapping[str, Any], metric: str = "val_loss", ax: "Axes | None" = None
 ) -> "Axes":
-    """Plot one metric of several trainings side by side.
+    """Plot one metric of several training runs in one figure.
 
     Args:
-        histories: For each training, by name, what `model.fit` returns, or its
-            `history`; or a list of these, such as those of several seeds, of which the
-            mean and the range are drawn.
-        metric: The metric's name, which every training must have.
+        histories: A dict from the name of each run to the result of `model.fit`, or
+            its `history` attribute. A list of these, such as one per seed, is drawn as
+            mean and range.
+        metric: The metric's name, which every run must have.
         ax: Where to draw; a new figure by default.
 
     Returns:
         The Axes.
 
     Raises:
-        ValueError: If there is no training, or one has no such metric.
+        ValueError: If there are no runs, or a run lacks the metric.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -180,7 +182,7 @@ def compare(
     }
     ax = axes_or_new(ax)
     for place, (name, curves) in enumerate(runs.items()):
-        # Seeds that stopped early end where the shortest does.
+        # If some seeds stopped early, truncate all to the shortest.
         together = np.stack([curve[: min(map(len, curves))] for curve in curves])
         epochs, colour = _epochs(together[0]), f"C{place}"
         ax.plot(epochs, together.mean(0), color=colour, label=name)
@@ -213,14 +215,15 @@ def _finished(ax: "Axes", metric: str) -> "Axes":
 def variants(
     table: Mapping[str, Mapping[str, float]], axes: "Sequence[Axes] | None" = None
 ) -> "Sequence[Axes]":
-    """Plot variants of a model side by side, one panel for each measure.
+    """Plot variants of a model side by side, one panel per measure.
 
     Args:
-        table: For each variant its measures by name, all variants the same ones.
-        axes: Where to draw, one for each measure; a new figure by default.
+        table: A dict from each variant to a dict of its measures. All variants must
+            have the same measures.
+        axes: Where to draw, one Axes per measure; a new figure by default.
 
     Returns:
-        The Axes, one for each measure.
+        The Axes, one per measure.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -253,7 +256,7 @@ def variants(
 
 @names_arguments
 def front(result: Any, ax: "Axes | None" = None) -> "Axes":
-    """Plot the metric over the size of all that a compression tried.
+    """Plot metric against file size for every candidate of a compression.
 
     Args:
         result: A `CompressResult`.
@@ -284,7 +287,7 @@ def front(result: Any, ax: "Axes | None" = None) -> "Axes":
             name,
             (one.bytes / 1e3, one.metric),
             textcoords="offset points",
-            # The original is the largest: to its left there is room.
+            # The original is the largest file, so its label goes to the left.
             xytext=(-8, -14) if one is result.original else (6, -14),
             ha="right" if one is result.original else "left",
             color=colour,

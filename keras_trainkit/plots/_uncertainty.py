@@ -1,4 +1,4 @@
-"""Figures of uncertainty."""
+"""Plots of predictive uncertainty and calibration."""
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
@@ -22,15 +22,15 @@ def uncertain_images(
     class_names: Sequence[str],
     columns: int = 6,
 ) -> np.ndarray:
-    """Show images, each above bars of its most probable classes.
+    """Show images, each with bars for its most probable classes below it.
 
     Args:
         images: `(n, height, width, channels)` with pixels in `[0, 1]`.
         probabilities: `(n, classes)`.
-        labels: The true classes, `(n,)`; the bar of the true class is green, that of a
-            wrong first guess red.
+        labels: The true classes, `(n,)`. The bar of the true class is green; if the
+            prediction is wrong, the bar of the predicted class is red.
         class_names: The name of each class.
-        columns: Images in a row.
+        columns: Images per row.
 
     Returns:
         The Axes, two for each image: `(2 * rows, columns)`.
@@ -77,7 +77,7 @@ def _bars(ax: "Axes", p: np.ndarray, label: int, class_names: Sequence[str]) -> 
 
 @names_arguments
 def reliability(curve: Any, ax: Any = None) -> Any:
-    """Draw a reliability diagram: accuracy over confidence, and the rows of each bin.
+    """Draw a reliability diagram: accuracy and share of rows by confidence bin.
 
     Args:
         curve: A `kt.uncertainty.ReliabilityCurve`.
@@ -116,23 +116,23 @@ def regression_band(
     feature: int = 0,
     groups: int = 20,
 ) -> Any:
-    """Draw a regression with its uncertainty along one feature.
+    """Plot regression predictions with uncertainty bands along one feature.
 
-    Where the rows differ in other features too, mean and bands are averages over
-    groups of rows that are next to each other along this one.
+    If the rows also differ in other features, the rows are sorted by this feature and
+    split into groups, and mean and bands are averages over each group.
 
     Args:
         x: The input of each row, `(rows,)` or `(rows, features)`, in any order.
-        prediction: An `MCPrediction` of those rows with one output. With samples, the
-            darker band has the central fraction `level` of them; else it is what a
-            normal distribution gives. Where there is aleatoric noise, a lighter band
-            adds it.
+        prediction: An `MCPrediction` for these rows, with one output. With samples, the
+            darker band contains the central fraction `level` of them; without, it is
+            the interval of a normal distribution. If there is aleatoric noise, a
+            lighter band includes it.
         level: Fraction of the distribution inside the bands.
         ax: Where to draw; a new figure by default.
-        y: The true values, `(rows,)` or `(rows, 1)`, drawn as points; the legend has
-            how many of them the widest band of their own row covers.
-        feature: The column of `x` to draw along.
-        groups: How many groups of rows, of about equal size, are averaged.
+        y: The true values, `(rows,)` or `(rows, 1)`, drawn as points. The legend shows
+            the fraction that is inside the widest band of its own row.
+        feature: The column of `x` to use as the x-axis.
+        groups: Number of groups of rows to average, of about equal size.
 
     Returns:
         The Axes.
@@ -178,7 +178,11 @@ def regression_band(
 
 
 def _along(x: Any, feature: int, groups: int) -> tuple[np.ndarray, Callable]:
-    """A feature of each row, and what sorts a value of each row by it and averages."""
+    """Return a feature of each row, and a function that groups row values along it.
+
+    The function sorts by the feature. It averages over groups only if the rows differ
+    in other features.
+    """
     x = np.asarray(x)
     check_integer("groups", groups, minimum=2)
     if x.ndim not in (1, 2):
@@ -204,14 +208,14 @@ def intervals(
     y: np.ndarray | None = None,
     ax: Any = None,
 ) -> Any:
-    """Draw intervals over one input, such as those of a `ConformalRegressor`.
+    """Plot prediction intervals over one input, such as from a `ConformalRegressor`.
 
     Args:
         x: The input of each row, `(rows,)`, in any order.
         lower: The lower bounds, `(rows,)` or `(rows, 1)`.
         upper: The upper bounds, in the same shape.
-        y: The true values, in the same shape; those outside are red, and the legend
-            gives the fraction inside.
+        y: The true values, in the same shape. Values outside the intervals are red, and
+            the legend shows the fractions inside and outside.
         ax: Where to draw; a new figure by default.
 
     Returns:
@@ -253,11 +257,11 @@ def intervals(
 
 @names_arguments
 def set_sizes(sets: np.ndarray, y: np.ndarray | None = None, ax: Any = None) -> Any:
-    """Draw how many sets have how many classes, and how often each size is right.
+    """Plot the distribution of prediction set sizes, and the coverage of each size.
 
     Args:
         sets: Booleans `(rows, classes)`, from `ConformalClassifier.predict`.
-        y: Integer labels, `(rows,)`, for the coverage of each size.
+        y: Integer labels, `(rows,)`; if given, the coverage of each size is drawn.
         ax: Where to draw; a new figure by default.
 
     Returns:
