@@ -1,7 +1,7 @@
-"""Argument checks: the one wording of every error about a bad argument.
+"""Argument checks, with uniform messages for all errors about a bad argument.
 
-Each check returns the value, converted to a plain Python number where it is one, so
-that it can be used in an assignment. Errors say what was expected and end in
+Each check returns the value, so that it can be used in an assignment; numbers are
+converted to plain Python numbers. Errors say what was expected and end in
 `Received: name=value`.
 """
 
@@ -25,7 +25,7 @@ def reject(name: str, value: Any, expected: str) -> NoReturn:
 def check_finite(name: str, value: Any, expected: str = "a finite number") -> float:
     """Return `value` as a float, or raise unless it is a finite real number."""
     try:
-        # A bool is a number to Python; as a rate or a size it is a mistake.
+        # Python treats a bool as a number, but as a rate or a size it is a mistake.
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
@@ -46,7 +46,7 @@ def check_positive(name: str, value: Any, *, allow_zero: bool = False) -> float:
 def check_in_range(
     name: str, value: Any, low: float, high: float, *, closed: str = "both"
 ) -> float:
-    """Return `value` as a float, or raise unless it lies between `low` and `high`.
+    """Return `value` as a float, or raise unless it is between `low` and `high`.
 
     Args:
         name: The argument's name, for the error.
@@ -96,7 +96,7 @@ def check_path(name: str, value: Any) -> Path:
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> Any:
     """Return `value`, or raise unless it is one of `choices`."""
     choices = tuple(choices)
-    # An array has no truth value, which `in` would ask for.
+    # `in` compares with `==`, and an array's result has no truth value.
     if not isinstance(value, Hashable) or value not in choices:
         reject(name, value, "one of " + ", ".join(repr(c) for c in choices))
     return value
@@ -109,12 +109,12 @@ def check_items(name: str, value: Any, expected: str) -> list[Any]:
     try:
         return list(value)
     except TypeError:
-        # An array without axes has `__iter__` all the same.
+        # A zero-dimensional array has `__iter__` but cannot be iterated over.
         reject(name, value, expected)
 
 
 def check_numbers(name: str, value: Any) -> np.ndarray:
-    """Return `value` as an array of float64, or raise unless it holds numbers."""
+    """Return `value` as a float64 array, or raise unless it contains numbers."""
     try:
         return np.asarray(value).astype(np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -135,9 +135,9 @@ def check_compiled(model: Any) -> None:
 
 @contextlib.contextmanager
 def refusing(name: str, value: Any, expected: str) -> Iterator[None]:
-    """Turns an error from inside a model into the one that names an argument.
+    """Turn an error raised inside a model into one that names the bad argument.
 
-    One in this package's wording is raised as it is.
+    An error that this package's own checks raised is passed on unchanged.
     """
     try:
         yield
@@ -158,7 +158,7 @@ def refusing(name: str, value: Any, expected: str) -> Iterator[None]:
 def reject_model(model: Any, expected: str) -> NoReturn:
     """Raise the `ValueError` that says what a model must be.
 
-    PyTorch's `DistributedDataParallel` has the model inside: the error says so.
+    PyTorch's `DistributedDataParallel` wraps the model; the error then says so.
     """
     if isinstance(getattr(model, "module", None), keras.Model):
         expected += "; give the model inside the wrapper, `model.module`"

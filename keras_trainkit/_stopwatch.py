@@ -1,4 +1,4 @@
-"""Time by the clock."""
+"""Measure wall-clock time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ import numpy as np
 def latencies(
     predictors: Sequence[Callable[[], object]], repetitions: int, warm_up: int = 2
 ) -> list[np.ndarray]:
-    """Seconds of each call of some functions, taken in turn.
+    """Return the seconds that each call of each function took.
 
-    In turn, since the speed of a machine drifts: what they are compared by then is the
-    same stretch of time.
+    The functions are called in turn, because the speed of a machine drifts: this way
+    they are all compared over the same period.
     """
     for predict in predictors:
         for _ in range(warm_up):

@@ -1,4 +1,4 @@
-"""The one table of every report, for the terminal and as Markdown."""
+"""The table used by all reports, for the terminal and as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text: a head, and rows of the same length.
+    """A table of text cells: a header, and rows of the same length.
 
     Attributes:
         head: The name of each column.
@@ -17,13 +17,13 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def text(self) -> str:
-        """The table with its columns aligned by spaces."""
+        """Return the table with its columns aligned by spaces."""
         lines = [self.head, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(_aligned(line, widths) for line in lines)
 
     def markdown(self) -> str:
-        """The table as Markdown."""
+        """Return the table as Markdown."""
         rule = ["---", *["---:"] * (len(self.head) - 1)]
         return "\n".join(
             f"| {' | '.join(line)} |" for line in (self.head, rule, *self.rows)
@@ -43,19 +43,19 @@ class Report:
         return []
 
     def summary(self) -> str:
-        """The table and the notes, for the terminal."""
+        """Return the table and the notes, for the terminal."""
         return "\n".join([self._table().text(), *self._notes()])
 
     def to_markdown(self) -> str:
-        """The table and the notes as Markdown."""
+        """Return the table and the notes as Markdown."""
         notes = [f"- {note}" for note in self._notes()]
         return "\n".join([self._table().markdown(), *([""] if notes else []), *notes])
 
-    # A dataclass must be told `repr=False`, or it defines its own.
+    # Dataclass subclasses need `repr=False`, or they would override this.
     def __repr__(self) -> str:
         return self.summary()
 
-    # What a notebook shows.
+    # Notebooks display this.
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
 

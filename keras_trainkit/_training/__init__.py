@@ -1,1 +1,1 @@
-"""What a fit changes: state, the optimizer, which layers train, batches."""
+"""What a fit uses and changes: state, optimizers, trainable layers, batches."""

@@ -1,4 +1,4 @@
-"""Training batches and steps as made by a model's own `fit`."""
+"""Prepare batches and run training steps the way a model's own `fit` does."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,28 +15,28 @@ Batch = tuple[Any, Any, Any]
 
 
 def has_own_fit(model: keras.Model) -> bool:
-    """Whether the `fit` of a model is not Keras's, such as one that preprocesses."""
+    """Whether a model overrides Keras's `fit`, for example to preprocess its data."""
     return getattr(model.fit, "__func__", None) is not keras.Model.fit
 
 
 @contextlib.contextmanager
 def prepared(model: keras.Model) -> Iterator[None]:
-    """Inside, `model.fit` is Keras's: the data are what the model's own made of them.
+    """Make `model.fit` Keras's own inside, for data that need no more preprocessing.
 
-    For data that `batch_as_fit` returned, or that a running `fit` has.
+    Such data were returned by `batch_as_fit` or come from a running `fit`.
     """
     with patched([(model, "fit", keras.Model.fit.__get__(model))]):
         yield
 
 
 def has_own_step(model: keras.Model) -> bool:
-    """Whether the `train_step` of a model is not Keras's."""
+    """Whether a model overrides Keras's `train_step`."""
     own = type(model).train_step is not keras.Model.train_step
     return own or "train_step" in vars(model)
 
 
 def has_own_loss(model: keras.Model) -> bool:
-    """Whether the `compute_loss` of a model is not Keras's."""
+    """Whether a model overrides Keras's `compute_loss`."""
     return type(model).compute_loss is not keras.Model.compute_loss
 
 
@@ -46,9 +46,9 @@ def batch_as_fit(
     """Return the `(x, y, sample_weight)` that `fit` passes to the training step.
 
     Args:
-        model: A model; compiled, if its `fit` is its own. A `fit` of Keras's changes
-            nothing.
-        x: Inputs, arrays of as many rows.
+        model: A model, compiled if it overrides `fit`. Keras's own `fit` leaves the
+            data unchanged.
+        x: Inputs, as arrays with equal numbers of rows.
         y: Targets.
         weights: Sample weights.
     """
@@ -68,18 +68,18 @@ def batch_as_fit(
 
 
 def step_as_fit(model: keras.Model, x: Any, y: Any = None, weights: Any = None) -> None:
-    """One training step on what `batch_as_fit` returned."""
+    """Run one training step on what `batch_as_fit` returned."""
     x, y, weights = keras.tree.map_structure(text_as_tensor, (x, y, weights))
     if not has_own_step(model) and not has_own_loss(model):
         keras.Model.train_on_batch(model, x, y, weights)
         return
-    # A step of one's own may unpack `x, y = data`, where `train_on_batch` gives three;
-    # on PyTorch it gives `compute_loss` arrays, not tensors.
+    # `train_on_batch` passes three items, but a custom step may unpack `x, y = data`.
+    # On PyTorch it also passes arrays to `compute_loss`, not tensors.
     _fit(keras.Model.fit, model, x, y, weights)
 
 
 def _fit(fit, model, x, y, weights) -> None:
-    """A `fit` of one step, with no trace in the model's history."""
+    """Call `fit` for one step without changing the model's history."""
     rows = len(keras.tree.flatten(x)[0])
     options = {"batch_size": rows, "epochs": 1, "shuffle": False, "verbose": 0}
     with _once(model):

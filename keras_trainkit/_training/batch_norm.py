@@ -1,4 +1,4 @@
-"""The statistics of BatchNorm, measured again."""
+"""Recompute the statistics of BatchNorm layers."""
 
 from typing import Any
 
@@ -24,26 +24,27 @@ from keras_trainkit._training.trainable import restore_flags, trainable_flags
 def recalibrate_batch_norm(
     model: keras.Model, x: Any, *, batch_size: int = 32
 ) -> list[str]:
-    """Measure the mean and variance of every BatchNorm again, in place.
+    """Recompute the mean and variance of every BatchNorm layer, in place.
 
-    After averaging weights (EMA, SWA), pruning or quantization the moving averages no
-    longer match the weights. Here each BatchNorm normalizes by its batch, as in
-    training, while all else is in inference mode, and gets the mean over all batches:
-    `mean = avg(m)`, `variance = avg(v + m^2) - avg(m)^2`. Frozen ones are measured too.
-    Optimizer and trainable weights are not changed.
+    After averaging weights (EMA, SWA), pruning or quantization, the moving averages no
+    longer match the weights. This function runs each BatchNorm with batch statistics,
+    as in training, and all other layers in inference mode. From the mean `m` and
+    variance `v` of each batch it then sets `mean = avg(m)` and
+    `variance = avg(v + m^2) - avg(m)^2`. Frozen BatchNorm layers are recomputed too.
+    The optimizer and the trainable weights do not change.
 
     Args:
         model: A built model; only its BatchNorm statistics change.
-        x: Inputs as arrays, or something that yields batches: `x`, `(x, y)` or
+        x: Inputs as arrays, or an iterable of batches: `x`, `(x, y)` or
             `(x, y, sample_weight)`.
-        batch_size: Rows of a batch where `x` is arrays; as in the training.
+        batch_size: Batch size if `x` is arrays; use the same as in training.
 
     Returns:
         The paths of the BatchNorm layers.
 
     Raises:
         ValueError: If the model is not built, has no BatchNorm, or there are no rows;
-            the model is then as it was.
+            the model is then unchanged.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -71,7 +72,7 @@ def recalibrate_batch_norm(
     flags = trainable_flags(model)
     with weights_back_on_error(model):
         try:
-            # A frozen BatchNorm normalizes by its averages, also in training.
+            # A frozen BatchNorm uses its moving averages even in training mode.
             for layer in norms:
                 layer.trainable = True
             with patched(
@@ -112,9 +113,10 @@ class _Statistics:
 
 
 def _measured(layer: Any, seen: dict[Any, _Statistics]) -> list[tuple]:
-    """Changes that let a BatchNorm normalize by its batch and keep what it saw.
+    """Return patches that make a BatchNorm use and record batch statistics.
 
-    Without momentum its averages are those of the batch, masks included.
+    With a momentum of 0, its moving averages after a call are the statistics of that
+    batch, with masks taken into account.
     """
     call = layer.call
 

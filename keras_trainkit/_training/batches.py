@@ -11,7 +11,7 @@ from keras_trainkit._checks import check_integer, reject
 
 
 def is_arrays(x: Any) -> bool:
-    """Whether `x` is arrays, in lists, tuples or dicts, and does not yield batches."""
+    """Whether `x` is arrays (also in lists, tuples or dicts), not batches."""
     if isinstance(x, list | tuple):
         # A list of batches `(x, y)` is not a list of inputs.
         return not any(
@@ -21,7 +21,10 @@ def is_arrays(x: Any) -> bool:
 
 
 def columns(x: Any) -> Any:
-    """The arrays of `x` in its structure; a list of numbers or strings is one too."""
+    """Convert `x` to arrays, keeping its structure.
+
+    A list of numbers or strings becomes one array.
+    """
     if isinstance(x, dict):
         return {name: columns(value) for name, value in x.items()}
     if isinstance(x, list | tuple):
@@ -32,7 +35,7 @@ def columns(x: Any) -> Any:
 
 
 def num_rows(data: Any, name: str = "x", expected: str = "arrays of as many rows"):
-    """The number of rows of all arrays in a structure."""
+    """Return the number of rows that all arrays in a structure share, or raise."""
     shapes = [np.shape(array) for array in keras.tree.flatten(data)]
     if not all(shapes) or len({shape[0] for shape in shapes}) != 1:
         reject(name, shapes, expected)
@@ -40,12 +43,15 @@ def num_rows(data: Any, name: str = "x", expected: str = "arrays of as many rows
 
 
 def take(data: Any, rows: Any) -> Any:
-    """Some rows of all arrays in a structure."""
+    """Select rows of all arrays in a structure."""
     return keras.tree.map_structure(lambda array: array[rows], data)
 
 
 def training_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[tuple, int]:
-    """Arrays as `train_on_batch` takes them, None for what is missing, and the rows."""
+    """Return the arguments of `train_on_batch` as arrays, and the number of rows.
+
+    A missing part is None; missing parts at the end are left out.
+    """
     parts = [part if part is None else columns(part) for part in (x, y, sample_weight)]
     rows = num_rows([part for part in parts if part is not None])
     while parts[-1] is None:
@@ -54,28 +60,28 @@ def training_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[tuple, int]:
 
 
 def batch_of(arrays: tuple, rows: Any) -> tuple:
-    """Some rows of what `training_arrays` returns."""
+    """Select rows of what `training_arrays` returns."""
     return tuple(part if part is None else take(part, rows) for part in arrays)
 
 
 def as_array(value: Any) -> Any:
-    """A tensor of any library as an array; what has no array as it is."""
+    """Convert a tensor of any library to an array; return anything else unchanged."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return np.asarray(value) if hasattr(value, "__array__") else value
 
 
 def text_as_tensor(value: Any) -> Any:
-    """An array of strings as Keras's own `fit` takes it."""
+    """Convert an array of strings to a tensor, as Keras's own `fit` does."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
         return keras.ops.convert_to_tensor(value)
     return value
 
 
 def batches_of(x: Any) -> tuple[Iterable[tuple], int | None]:
-    """What yields batches as an iterable of tuples, and their number, where known.
+    """Return the batches of a dataset as tuples, and their number, or None if unknown.
 
-    The tuples are `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as Keras reads them.
+    The tuples are `(x,)`, `(x, y)` or `(x, y, sample_weight)`, as in Keras.
     """
     if isinstance(x, str) or not isinstance(x, Iterable | keras.utils.PyDataset):
         reject("x", type(x), "arrays, a dataset, or batches to iterate over")
@@ -85,16 +91,16 @@ def batches_of(x: Any) -> tuple[Iterable[tuple], int | None]:
 
 
 def length_of(x: Any) -> int | None:
-    """The number of batches; None where there is no end, or it is not known."""
+    """Return the number of batches, or None if it is infinite or unknown."""
     try:
         return len(x)
     except TypeError:
-        # As a `tf.data.Dataset` says too.
+        # A `tf.data.Dataset` of unknown or infinite length raises this too.
         return None
 
 
 def again(batches: Iterable) -> Iterator[Any]:
-    """One pass after the other; one alone where the batches can be had only once."""
+    """Repeat the batches endlessly; an iterator, which cannot restart, only once."""
     while True:
         empty = True
         for batch in batches:
@@ -105,7 +111,7 @@ def again(batches: Iterable) -> Iterator[Any]:
 
 
 def shuffled_rows(rows: int, batch_size: Any, count: int, seed: int) -> np.ndarray:
-    """The rows of `count` batches: one random order of them all after the other."""
+    """Return the row indices of `count` batches, with a new random order each pass."""
     batch_size = min(check_integer("batch_size", batch_size, minimum=1), rows)
     rng = np.random.default_rng(seed)
     passes = -(-count * batch_size // rows)
@@ -114,12 +120,12 @@ def shuffled_rows(rows: int, batch_size: Any, count: int, seed: int) -> np.ndarr
 
 
 def _is_array(x: Any) -> bool:
-    # NumPy's numbers and strings have a shape too.
+    # NumPy scalars (numbers and strings) have a shape too.
     return hasattr(x, "shape") and not isinstance(x, np.generic)
 
 
 class _Tuples:
-    """Batches as tuples: as in Keras, a list is one too, and all else is inputs."""
+    """Batches as tuples; as in Keras, a list counts as one, anything else is `x`."""
 
     def __init__(self, batches: Iterable):
         self._batches = batches
@@ -127,14 +133,14 @@ class _Tuples:
     def __iter__(self) -> Iterator[tuple]:
         batches = iter(self._batches)
         if batches is self._batches:
-            # Can be had once.
+            # An iterator can be consumed only once.
             self._batches = ()
         for batch in batches:
             yield tuple(batch) if isinstance(batch, list | tuple) else (batch,)
 
 
 class _PyDatasetBatches:
-    """A `PyDataset` as a list of batches."""
+    """The batches of a `PyDataset`, loaded one by one."""
 
     def __init__(self, data: keras.utils.PyDataset):
         self._data = data

@@ -1,4 +1,4 @@
-"""Changes that last one fit: made and undone in one place, with the compiled steps."""
+"""Make and undo changes that last one fit, and keep the compiled steps for them."""
 
 import contextlib
 import functools
@@ -18,14 +18,14 @@ _MAX_STEPS = 8
 
 @dataclass
 class _Change:
-    """What a callback changed.
+    """A change that a callback made.
 
     Args:
         owner: The callback.
-        fit: The fit that it was set up by.
+        fit: The fit in which the callback made the change.
         what: What it changes, if only one callback may change it; for errors.
         key: What the compiled step depends on.
-        undo: Takes the change back.
+        undo: Undoes the change.
     """
 
     owner: keras.callbacks.Callback
@@ -36,12 +36,12 @@ class _Change:
 
 
 class FitScope:
-    """The changes that callbacks made to a model for the length of a fit.
+    """The changes that callbacks made to a model for the duration of a fit.
 
     All changes are undone, the last one first, when the first callback is told that
-    training is over. If the fit raised, they are undone by whatever comes next: the
-    next fit, reading the learning rate, saving the model, or any function of this
-    package.
+    training is over. If the fit raised an error, they are undone by whatever comes
+    next: another fit, reading the learning rate, saving the model, or any function of
+    this package.
 
     Compiled steps are kept for the next fit with the same changes. The step of a fit
     without changes is kept separately.
@@ -52,7 +52,7 @@ class FitScope:
         self.changes: list[_Change] = []
         # What callbacks keep from one fit to the next, such as variables.
         self.memory: dict[Any, Any] = {}
-        # What watches the first call of the step in this fit.
+        # Functions called around the first call of the step in this fit.
         self.first_calls: list[Callable[..., Any]] = []
         self._steps: dict[Hashable, tuple[Any, Any]] = {}
         self._plain: tuple[Any, Any] = (None, None)
@@ -67,12 +67,12 @@ class FitScope:
                 self._steps.clear()
             self._plain = self.model.train_function, self._key()[0]
             self._made = self.model.train_function = None
-            # Not with `setattr`, which Keras and PyTorch override.
+            # Not `setattr`, because Keras and PyTorch override it.
             vars(self.model)["make_train_function"] = self._make
         self.changes.append(change)
 
     def close(self) -> None:
-        """Undo every change, the last first."""
+        """Undo all changes, the last one first."""
         if not self.changes:
             return
         changes, self.changes = self.changes, []
@@ -112,7 +112,7 @@ class FitScope:
         return found
 
     def _watched(self, step: Any) -> Any:
-        """The step, with what watches its first call around that call."""
+        """Return the step, its first call wrapped in the functions that watch it."""
         if not self.first_calls:
             return step
 
@@ -127,7 +127,11 @@ class FitScope:
         return first_call
 
     def _key(self) -> tuple[Hashable, Any]:
-        """What the compiled step depends on, and the objects whose ids it contains."""
+        """Return a key of all that the compiled step depends on.
+
+        Also return the objects whose ids are in the key: while they are kept, no other
+        object can have the same id.
+        """
         model = self.model
         layers = sublayers(model)
         config = compile_config(model)
@@ -144,7 +148,7 @@ class FitScope:
 
 
 def scope_of(model: keras.Model) -> FitScope:
-    """The scope of a model, created if it has none."""
+    """Return the scope of a model, created if it has none."""
     scope = vars(model).get(_NAME)
     if scope is None or scope.model is not model:
         # A copied model may carry the scope of the original.
@@ -158,13 +162,13 @@ def make_room(
     what: str | None = None,
     rivals: tuple[type, ...] = (),
 ) -> None:
-    """Undo what an earlier call left; raise if another callback changes the same.
+    """Undo what an earlier call left; raise if another callback changes the same thing.
 
     Args:
         model: The model.
         owner: The callback that is about to change something.
-        what: What it changes, if no other callback may.
-        rivals: Other packages' callback classes that change the same.
+        what: What it changes, if no other callback may change it too.
+        rivals: Callback classes of other packages that change the same thing.
     """
     end_if_over(model)
     scope = scope_of(model)
@@ -186,18 +190,19 @@ def enter(
     key: Hashable,
     what: str | None = None,
 ) -> FitScope:
-    """Register a change that lasts the fit in which `owner` is set up."""
+    """Register a change that lasts for the fit in which `owner` made it."""
     scope = scope_of(model)
     scope.begin(_Change(owner, Fit(owner), what, key, undo))
     return scope
 
 
 def check_trained(model: keras.Model, variables: list, verb: str) -> None:
-    """Raise, with all changes undone, if a fit no longer trains what it began with.
+    """Undo all changes and raise if the trainable variables changed during a fit.
 
     Args:
         model: The model.
-        variables: What it trained at the beginning; empty if it was not built then.
+        variables: The trainable variables at the beginning; empty if the model was not
+            built then.
         verb: What the callback does, such as "prune".
     """
     now = model.trainable_variables
@@ -212,7 +217,7 @@ def check_trained(model: keras.Model, variables: list, verb: str) -> None:
 
 
 def close(model: keras.Model) -> None:
-    """Undo whatever callbacks changed for the length of a fit."""
+    """Undo whatever callbacks changed for the duration of a fit."""
     scope = vars(model).get(_NAME)
     if scope is not None and scope.model is model:
         scope.close()
@@ -220,10 +225,10 @@ def close(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def own_steps(model: keras.Model) -> Iterator[None]:
-    """Compile steps inside that have nothing to do with those of a fit around it.
+    """Keep steps compiled inside separate from those of a surrounding fit.
 
     A measurement in the middle of a fit compiles steps with other optimizers. The scope
-    of that fit must neither keep them nor take the last one for its own.
+    of that fit must neither keep these steps nor continue with the last of them.
     """
     end_if_over(model)
     attributes = vars(model)
@@ -249,7 +254,7 @@ def own_steps(model: keras.Model) -> Iterator[None]:
             if around is not None and not over:
                 attributes["make_train_function"] = around
         if getattr(model, "train_function", None) is not step:
-            # The step of a fit that ended inside is not one to go on with.
+            # If the surrounding fit ended inside, its step must not be reused.
             model.train_function = None if over else step
 
 

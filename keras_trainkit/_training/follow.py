@@ -115,7 +115,7 @@ def _following(cls: type, mixin: type | None) -> type:
 
 
 def _momentum(cls: type, name: str) -> property:
-    """Return the scheduled momentum; after the fit, the user's own."""
+    """Return a property for the scheduled momentum; after the fit, the user's own."""
     inherited: property = getattr(cls, name)
 
     def get(self):
@@ -129,7 +129,8 @@ def _momentum(cls: type, name: str) -> property:
 class FitSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule whose start and factor are variables.
 
-    Only these differ from one fit to the next, so the compiled step can be reused.
+    Only these variables differ from one fit to the next, so the compiled step can be
+    reused.
     """
 
     def __init__(
@@ -160,8 +161,9 @@ class FitSchedule(keras.optimizers.schedules.LearningRateSchedule):
 class _Table:
     """Values of a schedule, computed for many steps at once where possible.
 
-    Step by step, PyTorch would spend a third of a small model's time on a schedule. The
-    chunks begin at fixed steps, so a resumed fit sees exactly the same values.
+    Evaluating a schedule at every step takes a third of a small model's training time
+    on PyTorch. The chunks begin at fixed steps, so a resumed fit sees exactly the same
+    values.
     """
 
     def __init__(self, schedule: Schedule):
@@ -193,7 +195,7 @@ class _Table:
 
 
 def _parts(schedule: Schedule) -> Iterator[Schedule]:
-    """Return a schedule and all schedules inside it."""
+    """Yield a schedule and all schedules inside it."""
     yield schedule
     for value in keras.tree.flatten(list(vars(schedule).values())):
         if isinstance(value, LearningRateSchedule):
@@ -233,7 +235,7 @@ class _StateInFiles(keras.layers.Layer):
             store[name] = ops.convert_to_numpy(variable)
 
     def load_own_variables(self, store):
-        """Load the variables that the file has."""
+        """Load the variables that the file contains."""
         for name, variable in self._named.items():
             if name in store:
                 variable.assign(np.array(store[name]))
@@ -248,10 +250,11 @@ class Follows:
         optimizer: The optimizer.
         owner: The callback.
         rate: Schedule of the learning rate.
-        momentum: Schedule of the momentum, if the optimizer's can be scheduled.
-        name: The expression that reaches the optimizer from the model.
-        state: The state of the search for a plateau, whose first entry is a factor.
-        least_momentum: The momentum that SGD without one gets, and keeps.
+        momentum: Schedule of the momentum, if the optimizer allows one.
+        name: The optimizer's name, as in `optimizers_of`.
+        state: The state of the plateau detection; its first entry is the factor that
+            multiplies the learning rate.
+        least_momentum: The momentum that SGD gets, and keeps, if it has none.
         leave: Called at the end, once the optimizer is restored.
     """
 
@@ -276,7 +279,7 @@ class Follows:
         _build(model, optimizer)
         is_compiled = name == "optimizer"
         if is_compiled and isinstance(compile_config(model).get("optimizer"), str):
-            # A file would record only its class.
+            # Given a string, a saved file would record only the optimizer's class.
             set_saved_optimizer(model, optimizer)
         self.config = optimizer.get_config()
         scope = fit_scope.scope_of(model)
@@ -351,7 +354,7 @@ class Follows:
         return undo
 
     def show(self, schedule: Schedule) -> None:
-        """Make files written from now on contain this learning rate."""
+        """Save this learning rate in all files written from now on."""
         rate = keras.optimizers.schedules.serialize(schedule)
         self.config["learning_rate"] = rate
         inner = (self._stand_in or {}).get("config", {})
@@ -361,7 +364,7 @@ class Follows:
 
     @property
     def state(self) -> tuple[float, ...]:
-        """Return the state of the search for a plateau."""
+        """Return the state of the plateau detection."""
         return tuple(float(x) for x in ops.convert_to_numpy(self.named["plateau"]))
 
     @state.setter
@@ -379,7 +382,7 @@ class Follows:
 
 
 def rate_of(name: str) -> str:
-    """Describe what a callback that schedules this optimizer changes."""
+    """Return the description, for errors, of this optimizer's learning rate."""
     return f"learning rate of {name!r}"
 
 
@@ -388,21 +391,21 @@ def _mixin(ours: type) -> type:
 
 
 def _hyperparameters(optimizer: Any) -> Iterator[tuple[str, Any]]:
-    """Return the optimizer's numbers and options that the compiled step bakes in."""
+    """Yield the optimizer's numbers and options that the compiled step bakes in."""
     for name, value in vars(optimizer).items():
         if isinstance(value, int | float | str | None) and name != "built":
             yield name, value
 
 
 def _serialized(saved: Any, optimizer: Any) -> Any:
-    """Return what a file names in place of an optimizer whose class was exchanged."""
+    """Return the config to save for an optimizer whose class was replaced."""
     if optimizer not in (saved, getattr(saved, "inner_optimizer", None)):
         return None
     return keras.saving.serialize_keras_object(saved)
 
 
 def _build(model: keras.Model, optimizer: Any) -> None:
-    """Build the slots, if that is possible already."""
+    """Build the optimizer's slots, if that is already possible."""
     if optimizer.built or not model.built or not model.trainable_variables:
         return
     if optimizer is core_optimizer(model):
@@ -411,7 +414,7 @@ def _build(model: keras.Model, optimizer: Any) -> None:
 
 
 def _give_momentum(model: keras.Model, optimizer: Any, momentum: float) -> None:
-    """Give SGD without momentum one, with a velocity that it keeps."""
+    """Add momentum to SGD that has none; its velocity is kept after the fit."""
     optimizer.momentum = momentum
     if optimizer.built:
         with variable_scope(model):
