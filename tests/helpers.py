@@ -4,10 +4,15 @@ import json
 
 import keras
 import numpy as np
+import pytest
 
 # torch.compile takes minutes for what XLA does in seconds; PyTorch runs eagerly here.
 JIT_OPTIONS = (False,) if keras.backend.backend() == "torch" else (False, True)
 DTYPE_POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
+# What is slow, and hardly depends on the backend.
+once = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="one backend is enough"
+)
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from helpers import once
 
 import keras_trainkit as kt
 from keras_trainkit import cli
@@ -87,6 +88,7 @@ def test_a_folder_with_files_needs_force(demo_folder, capsys):
     assert {path: path.read_bytes() for path in demo_folder.iterdir()} == before
 
 
+@once
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("disk full")])
 def test_a_demo_that_stops_leaves_nothing(tmp_path, monkeypatch, capsys, failure):
     def stop(*_):
@@ -260,6 +262,7 @@ def deploy(folder, out, *more, model="m.keras", data="val.npz"):
     return cli.main([*arguments, "-o", str(out), "--repetitions", "2", *more])
 
 
+@once
 def test_deploy(trained, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--fold", "--prune-channels", "0.5", "--quantize", "int8"]

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import randomize_norms, save_and_load, to_numpy
+from helpers import once, randomize_norms, save_and_load, to_numpy
 from keras import layers, ops
 
 import keras_trainkit as kt
@@ -479,6 +479,7 @@ def test_the_folded_model_trains(rng):
         assert not np.array_equal(old, new)
 
 
+@once
 def test_real_networks():
     # With all that the architectures of keras.applications are made of.
     if keras.backend.backend() == "tensorflow":  # the same graph on each, slow to build

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from helpers import once
 
 import keras_trainkit as kt
 
@@ -54,6 +55,7 @@ def test_search_space_has_the_bounds():
     assert found == {"num_layers": (1, 2), "units": (2, 8), "max_lr": (0.01, 0.1)}
 
 
+@once
 @pytest.mark.parametrize("name", ["RandomSearch", "GridSearch", "BayesianOptimization"])
 def test_search_trains_each_trial_on_one_cycle(name, tmp_path):
     seen = []

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import randomize_norms, save_and_load
+from helpers import once, randomize_norms, save_and_load
 
 import keras_trainkit as kt
 
@@ -164,6 +164,7 @@ def test_cast(dtype, error):
     assert 0 < np.abs(y - z).max() < error * np.abs(y).max()
 
 
+@once
 def test_mobilenet():
     model = randomize_norms(
         keras.applications.MobileNetV2(weights=None, input_shape=(32, 32, 3), classes=5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from helpers import save_and_load
+from helpers import once, save_and_load
 
 import keras_trainkit as kt
 
@@ -19,6 +19,7 @@ def nearest_mean_accuracy(data):
     return np.mean(distances.argmin(1) == data.y_test)
 
 
+@once
 def test_from_preset_to_file(tmp_path):
     data = kt.datasets.load("digits")
     preset = kt.models.PRESETS["default"]
