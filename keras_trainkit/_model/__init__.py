@@ -1,1 +1,1 @@
-"""What a model is: its graph, its layers and their kernels, and what it costs."""
+"""Inspect and rewrite models: graphs, layers, kernels, copies and operation counts."""

@@ -1,4 +1,4 @@
-"""Whether two models compute the same."""
+"""Check whether two models compute the same outputs."""
 
 import contextlib
 import math
@@ -17,7 +17,7 @@ _TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 2e-2, "bfloat16": 2e
 
 
 def drawn_inputs(model: keras.Model, rows: int = 4) -> Any:
-    """Random inputs for a comparison, or None if the model takes none."""
+    """Return random inputs for a comparison, or None if the model accepts none."""
     if not getattr(model, "inputs", None):
         return None
     try:
@@ -29,17 +29,17 @@ def drawn_inputs(model: keras.Model, rows: int = 4) -> Any:
 def check_copy(
     model: keras.Model, copy: Any, what: str, part: Callable | None = None
 ) -> float:
-    """As `check_same`, on two rows of random inputs.
+    """Compare a model and a copy as in `check_same`, on two rows of random inputs.
 
-    NaN, nothing having been compared, for a model that takes no random inputs or whose
-    outputs for them are not finite. Seeds and statistics are as they were afterwards.
+    Returns NaN, without a comparison, if the model accepts no random inputs or its
+    outputs for them are not finite. Seeds and statistics are restored afterwards.
 
     Args:
         model: A model.
-        copy: What should compute the same: a model, or a function of inputs.
-        what: What the copy is, for the error.
-        part: A function of inputs that returns what to compare with; the model's
-            outputs by default.
+        copy: What should compute the same outputs: a model, or a function of inputs.
+        what: What the copy is, for the error message.
+        part: A function of inputs that returns the expected outputs; by default the
+            model.
 
     Raises:
         RuntimeError: If they differ by more than rounding explains.
@@ -56,7 +56,7 @@ def check_copy(
 
 @contextlib.contextmanager
 def _state_kept(model: Any) -> Iterator[None]:
-    """Puts back what a call may change: the seeds, and statistics of some layers."""
+    """Restore what a call may change: seeds, and the statistics of some layers."""
     variables = getattr(model, "non_trainable_variables", [])
     numeric = [v for v in variables if v.dtype != "string"]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in numeric]
@@ -77,21 +77,21 @@ def check_same(
     at_least: float = 0.0,
     part: Callable | None = None,
 ) -> float:
-    """The largest difference of the outputs for `x`, relative to the largest output.
+    """Return the largest output difference for `x`, relative to the largest output.
 
-    NaN for a model that is random at inference, which cannot be compared.
+    Returns NaN if the model is random at inference and so cannot be compared.
 
     Args:
         model: A model.
-        copy: What should compute the same: a model, or a function of inputs.
+        copy: What should compute the same outputs: a model, or a function of inputs.
         x: The inputs.
-        what: What the copy is, for the error.
+        what: What the copy is, for the error message.
         at_least: A difference that is always allowed, whatever the model's precision.
         part: As in `check_copy`.
 
     Raises:
         ValueError: If `x` has no rows, so that nothing would be compared.
-        RuntimeError: If it is more than rounding explains.
+        RuntimeError: If the difference is larger than rounding explains.
     """
     shapes = [np.shape(part) for part in keras.tree.flatten(x)]
     if not shapes or not all(shape and shape[0] for shape in shapes):
@@ -104,7 +104,7 @@ def check_same(
     if error > tolerance:
         if distance(before, outputs(original, x)) > 0:
             return math.nan
-        # A deep network amplifies rounding errors; measure by how much.
+        # A deep network amplifies rounding errors; measure how much.
         rounded = keras.tree.map_structure(_rounded, x)
         noise = distance(before, outputs(original, rounded))
         tolerance = min(max(tolerance, 30 * noise), 100 * tolerance)
@@ -119,14 +119,14 @@ def check_same(
 
 
 def outputs(model: Any, x: Any) -> list[np.ndarray]:
-    """The outputs of a model or function at inference, as float32."""
+    """Return the outputs of a model or function at inference, as float32."""
     is_model = isinstance(model, keras.Model)
     found = keras.tree.flatten(model(x, training=False) if is_model else model(x))
     return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in found]
 
 
 def distance(before: list[np.ndarray], after: list[np.ndarray]) -> float:
-    """The largest difference, relative to the largest value of the same output."""
+    """Return the largest difference, relative to the same output's largest value."""
     return max(
         float(np.abs(a - b).max(initial=0) / max(np.abs(a).max(initial=0), 1e-12))
         for a, b in zip(before, after, strict=True)
@@ -134,13 +134,13 @@ def distance(before: list[np.ndarray], after: list[np.ndarray]) -> float:
 
 
 def tolerance_of(model: keras.layers.Layer) -> float:
-    """The error that rounding may make in a model or layer."""
+    """Return the relative error that rounding may cause in a model or layer."""
     dtypes = {layer.compute_dtype for layer in sublayers(model)}
     return max(_TOLERANCE.get(name, 0) for name in {*dtypes, keras.config.floatx()})
 
 
 def _rounded(x):
-    """The same numbers, each changed in its last bit."""
+    """Change each number in its last bit."""
     x = x if hasattr(x, "dtype") else np.asarray(x)
     if "float" not in str(x.dtype):
         return x
@@ -150,11 +150,11 @@ def _rounded(x):
 
 
 def accuracy(y: Any, outputs: Any) -> float:
-    """Fraction of the rows whose class is right.
+    """Return the fraction of correct class predictions.
 
     Args:
-        y: Integer labels, or one-hot ones of the shape of the outputs.
-        outputs: Scores of the classes, `(..., classes)`; or, for a single output, the
+        y: Integer labels, or one-hot labels with the shape of the outputs.
+        outputs: Class scores, `(..., classes)`; or, for a single output, the
             probability of the second of two classes.
     """
     y, outputs = np.asarray(y), np.asarray(outputs)

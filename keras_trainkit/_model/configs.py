@@ -1,4 +1,4 @@
-"""Configs that make their layers again."""
+"""Repair layer configs from which the layer cannot be recreated."""
 
 import copy
 import inspect
@@ -14,15 +14,16 @@ _OF_EVERY_LAYER = {"name", "trainable", "dtype"}
 
 
 def mend_config(layer: Any, node: Any) -> None:
-    """Make a layer's config one that its class takes, if it can be done.
+    """Replace a layer's config by one that its class accepts, if possible.
 
-    Some classes are only ever made by the model around them, as several of KerasHub's:
-    their configs have more entries than the class has arguments, or fewer. In the file
-    of a plain model the config must do. It is exchanged only for one that makes the
-    same parts, with the same options and shapes.
+    Some layers, several of KerasHub's among them, are only ever created by the model
+    that contains them. Their configs have more entries than the class has arguments, or
+    fewer. But a plain model's file recreates each layer from its config. The config is
+    replaced only if the new one creates the same parts, with the same options and
+    shapes.
 
     Args:
-        layer: A layer, or an operation, which is left alone.
+        layer: A layer; an operation is not changed.
         node: Keras's record of a call of it.
     """
     kind = type(layer)
@@ -38,7 +39,7 @@ def mend_config(layer: Any, node: Any) -> None:
         if config.keys() <= taken | _OF_EVERY_LAYER or _makes(config, layer, node):
             return
     kept = config.keys() & (taken | _OF_EVERY_LAYER)
-    # An argument may be an attribute of the layer, or of one that it is given on to.
+    # An argument may be stored on the layer, or on an inner layer that receives it.
     found = {
         name: vars(part)[name]
         for part in reversed(sublayers(layer))
@@ -59,7 +60,7 @@ def mend_config(layer: Any, node: Any) -> None:
 
 
 def _makes(config: dict[str, Any], layer: Layer, node) -> bool:
-    """Whether a config makes a layer with the same parts."""
+    """Whether a config creates a layer with the same parts."""
     try:
         new = type(layer).from_config(copy.deepcopy(config))
         inputs = [
@@ -73,7 +74,7 @@ def _makes(config: dict[str, Any], layer: Layer, node) -> bool:
 
 
 def _described(layer: Layer) -> list[Any]:
-    """The parts of a layer, with their shapes and options but without names."""
+    """Describe the parts of a layer: types, options and shapes, but no names."""
     found = []
     for part in sublayers(layer):
         try:

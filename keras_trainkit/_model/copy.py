@@ -1,8 +1,8 @@
-"""Copies of layers made from the live object rather than from its config.
+"""Copy layers from the live object rather than from its config.
 
-A config leaves out the statistics of adapted layers, lookup tables, functions,
-unregistered classes and LoRA. So what stays the same is copied from the live object.
-Only what changes is made from a config, by `remake`.
+A config lacks the statistics of adapted layers, lookup tables, functions, unregistered
+classes and LoRA. So layers that stay the same are copied from the live object. Only
+layers that change are created from a config, by `remake`.
 """
 
 import copy
@@ -35,7 +35,7 @@ def live_copy(
 
     def copy_one(old: Any, memo: Memo) -> Any:
         if isinstance(old, keras.optimizers.Optimizer):
-            # It identifies its variables by id.
+            # An optimizer identifies variables by id, so it cannot be copied.
             return type(old).from_config(old.get_config())
         if graph is not None and functional_part(old) is not None:
             with tracked():
@@ -60,10 +60,10 @@ def _check_apart(old: Layer, new: Layer) -> None:
 
 
 def remake(layer: Layer, **changes: Any) -> Layer:
-    """A new, unbuilt layer with some of another layer's arguments changed.
+    """Create an unbuilt copy of a layer with some arguments changed.
 
     It uses the functions, initializers, regularizers and constraints of the live
-    layer, so none needs to be registered.
+    layer, so none of them needs to be registered.
     """
     config = layer.get_config()
     for name in config:
@@ -74,7 +74,7 @@ def remake(layer: Layer, **changes: Any) -> Layer:
 
 
 def known_objects(layer: Layer) -> dict[str, Any]:
-    """The classes and functions of a live layer, as `custom_objects`."""
+    """Return the classes and functions that a layer uses, as `custom_objects`."""
     found: dict[str, Any] = {}
     for part in sublayers(layer):
         for value in (type(part), *(type(v) for v in vars(part).values())):

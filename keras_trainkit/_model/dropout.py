@@ -1,4 +1,4 @@
-"""Dropout that stays on at inference: how such layers are told from others."""
+"""Layers whose dropout stays active at inference, and how to recognize them."""
 
 import functools
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from keras import layers
 
-# Those that are nothing but dropout; the spatial ones are subclasses of the first.
+# Layers that only apply dropout; spatial dropouts are subclasses of the first.
 PURE_DROPOUTS = (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout)
 
 

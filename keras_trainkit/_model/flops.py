@@ -1,4 +1,4 @@
-"""The number of operations of a model."""
+"""Count the floating-point operations of a model."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ ShapeOf = Callable[[keras.Variable], Sequence[int]]
 
 
 def flops(model: keras.Model) -> int:
-    """Floating-point operations of one row's pass through a model.
+    """Count the floating-point operations of a forward pass for one row.
 
-    Two for each product with a weight and, in attention, for each product of the scores
-    and of the values. Activations, normalization and the like are not counted. Unknown
-    sizes count as 1.
+    Each multiplication by a weight counts as two operations, a product and a sum. So
+    does each multiplication in attention's scores and weighted values. Activations,
+    normalization and the like are not counted. Unknown sizes count as 1.
 
     Args:
         model: A Functional or built Sequential model.
@@ -29,7 +29,7 @@ def flops(model: keras.Model) -> int:
         The number of operations.
 
     Raises:
-        ValueError: If the model is neither.
+        ValueError: If the model is neither Functional nor a built Sequential one.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -41,7 +41,7 @@ def flops(model: keras.Model) -> int:
 
 
 def count_flops(model: keras.Model, shape_of: ShapeOf) -> int:
-    """As `flops`, with kernel shapes given by `shape_of`."""
+    """Count as in `flops`, with kernel shapes given by `shape_of`."""
     return sum(_products(call, shape_of) for call in read(model).calls) * 2
 
 

@@ -25,7 +25,7 @@ from keras_trainkit._types import Schedule
 
 
 def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
-    """The optimizer that updates the weights, unwrapped from any loss scaling."""
+    """Return the optimizer that updates the weights, without any loss scaling."""
     end_if_over(model)
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(
@@ -36,12 +36,12 @@ def core_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:
 
 
 def optimizers_of(model: keras.Model) -> dict[str, Any]:
-    """All optimizers that a model holds, by the expression that reaches them.
+    """Return all optimizers of a model, keyed by where they are found.
 
-    A custom `train_step` may use several, as a GAN's does: they are attributes of
-    the model (`"d_optimizer"`), entries of lists and dicts (`"optimizers[0]"`), or
-    belong to models inside it (`"generator.optimizer"`). `model.optimizer` comes first,
-    and each optimizer is listed once. `set_optimizer` replaces one.
+    A custom `train_step` may use several, as in a GAN. The key names an attribute of
+    the model (`"d_optimizer"`), an entry of a list or dict (`"optimizers[0]"`), or the
+    optimizer of a model inside it (`"generator.optimizer"`). `model.optimizer` comes
+    first, and each optimizer is listed once. `set_optimizer` replaces one.
     """
     found = {name: value for name, value, _ in _optimizer_places(model)}
     first = {"optimizer": found["optimizer"]} if "optimizer" in found else {}
@@ -50,14 +50,14 @@ def optimizers_of(model: keras.Model) -> dict[str, Any]:
 
 
 def set_optimizer(model: keras.Model, optimizer: Any, other: Any) -> None:
-    """Put another optimizer in all the places where a model holds `optimizer`."""
+    """Replace `optimizer` by another one everywhere in a model."""
     for _, value, put in list(_optimizer_places(model)):
         if value is optimizer:
             put(other)
 
 
 def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, Any]]:
-    """The name and value of each optimizer, and a function that replaces it."""
+    """Yield the name and value of each optimizer, and a function that replaces it."""
     seen = set() if seen is None else seen
     if id(model) in seen:
         return
@@ -82,7 +82,7 @@ def _optimizer_places(model, prefix="", seen=None) -> Iterator[tuple[str, Any, A
 
 
 def own_class(optimizer: keras.optimizers.Optimizer) -> type:
-    """The class that the user's optimizer has outside of a fit with schedules."""
+    """Return the class that the optimizer has outside of a fit with schedules."""
     follows = vars(optimizer).get("_follows")
     return type(optimizer) if follows is None else follows.cls
 
@@ -96,7 +96,7 @@ def check_not_following(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def batches_seen(model: keras.Model) -> int:
-    """The count on which the schedules of the model's optimizer are evaluated."""
+    """Return the step at which the optimizer's schedules are evaluated."""
     optimizer = core_optimizer(model)
     return batch_count(optimizer)
 
@@ -107,7 +107,7 @@ def has_schedule(optimizer: keras.optimizers.Optimizer) -> bool:
 
 
 def own_schedule(optimizer: keras.optimizers.Optimizer) -> Schedule | float:
-    """The learning rate that the optimizer was given: a schedule or a number."""
+    """Return the learning rate in the optimizer's config: a schedule or a number."""
     rate = optimizer.get_config()["learning_rate"]
     return (
         keras.saving.deserialize_keras_object(rate) if isinstance(rate, dict) else rate
@@ -117,14 +117,14 @@ def own_schedule(optimizer: keras.optimizers.Optimizer) -> Schedule | float:
 def install(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, *, rewrap: bool = False
 ) -> None:
-    """Make `optimizer` the one that updates the model's weights in the next step.
+    """Make `optimizer` the one that updates the model's weights from the next step on.
 
     Args:
         model: The model.
-        optimizer: The optimizer, without a loss-scaling one around it.
-        rewrap: Give the model a loss-scaling optimizer of its own where it has one, and
-            do not change the present one or what the model's file names. For callers
-            that restore `model.optimizer` themselves.
+        optimizer: The optimizer, without a loss-scaling optimizer around it.
+        rewrap: If the model uses loss scaling, wrap `optimizer` in a new loss-scaling
+            optimizer. The current one and the optimizer named in the model's file stay
+            unchanged. For callers that restore `model.optimizer` themselves.
     """
     if not rewrap:
         check_not_following(core_optimizer(model))
@@ -147,11 +147,11 @@ def install(
 def save_like(
     optimizer: keras.optimizers.Optimizer, original: keras.optimizers.Optimizer
 ) -> None:
-    """Let an optimizer's state be saved as that of the one it is a copy of.
+    """Save a copied optimizer's state in the format of the original optimizer.
 
     Keras saves the config of the optimizer given to `compile` with the variables of
-    `model.optimizer`, and loads none where the counts differ: a schedule has no
-    variable for its rate.
+    `model.optimizer`, and loads none of them if their numbers differ. They do differ if
+    the copy's learning rate is a schedule, which has no variable for the rate.
     """
     core = getattr(optimizer, "inner_optimizer", optimizer)
 
@@ -163,27 +163,27 @@ def save_like(
         for i, variable in enumerate(variables):
             store[str(i)] = keras.ops.convert_to_numpy(variable)
 
-    # Not by `setattr`, which Keras watches.
+    # Not `setattr`, because Keras overrides it to track the value.
     vars(optimizer)["save_own_variables"] = save_own_variables
 
 
 def fresh_copy(model: keras.Model) -> keras.optimizers.Optimizer:
-    """A copy of the model's optimizer, its state included."""
+    """Copy the model's optimizer, including its state."""
     return copy_for(model, own_class(core_optimizer(model)), {})
 
 
 def follow_trainable(model: keras.Model) -> None:
-    """Let the next step train what is trainable now.
+    """Make the next step train the variables that are currently trainable.
 
     If the optimizer was built for other variables, it is replaced by a copy that
-    keeps the slots of those that continue to train.
+    keeps the slots of the variables that are still trained.
     """
     match_trainable(model)
     model.train_function = None
 
 
 def match_trainable(model: keras.Model) -> None:
-    """Replace the optimizer if it was built for other variables than train now."""
+    """Replace the optimizer if the trainable variables have changed since its build."""
     optimizer = core_optimizer(model)
     if optimizer.built and not same_variables(
         updated_variables(optimizer), model.trainable_variables
@@ -192,9 +192,9 @@ def match_trainable(model: keras.Model) -> None:
 
 
 def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
-    """Make `original` the model's optimizer, with the state of the present one.
+    """Make `original` the model's optimizer again, with the current optimizer's state.
 
-    If its slots don't match the trainable variables, a copy is used instead.
+    If its slots don't match the trainable variables, a copy of it is used instead.
     """
     current = core_optimizer(model)
     if current.built:
@@ -211,7 +211,7 @@ def give_back(model: keras.Model, original: keras.optimizers.Optimizer) -> None:
 def carry_over(
     source: keras.optimizers.Optimizer, target: keras.optimizers.Optimizer
 ) -> None:
-    """Copy the counts and slots that both optimizers have; rates stay as they are."""
+    """Copy step counts and slots that both optimizers have, but no learning rate."""
     values = defaultdict(list)
     for variable in source.variables:
         values[variable.name].append(variable)
@@ -227,7 +227,8 @@ def start_averages(
 ) -> None:
     """Initialize the moving averages of variables with their values.
 
-    Keras does so only in its first step, which may be long past for these.
+    Keras does so only in the optimizer's first step, which may already be over when
+    these variables become trainable.
     """
     averages = moving_averages(optimizer)
     for variable in variables if averages else ():
@@ -237,14 +238,14 @@ def start_averages(
 
 
 def same_variables(variables: list, others: list) -> bool:
-    """Whether two lists have the same variables in the same order."""
+    """Whether two lists contain the same variables in the same order."""
     return [id(v) for v in variables] == [id(v) for v in others]
 
 
 def converted(
     optimizer: keras.optimizers.Optimizer, cls: type, changes: dict[str, Any]
 ) -> keras.optimizers.Optimizer:
-    """An optimizer of another class, config changed in part, state included."""
+    """Copy an optimizer, with its state, to another class and a changed config."""
     copy = _unbuilt(optimizer, cls, changes)
     if optimizer.built:
         copy.build(updated_variables(optimizer))
@@ -258,14 +259,15 @@ def copy_for(
     changes: dict[str, Any],
     stateful: bool = False,
 ) -> keras.optimizers.Optimizer:
-    """A copy of the model's optimizer, of another class and config, state included.
+    """Copy the model's optimizer, with its state, to another class and changed config.
 
-    It is built for the variables that train now.
+    If the optimizer is built, the copy is built for the variables that are currently
+    trainable.
 
     Args:
         model: The model.
         cls: The class of the copy.
-        changes: The arguments that differ.
+        changes: The arguments that differ from the original's.
         stateful: Whether the learning rate is a schedule with variables.
     """
     optimizer = core_optimizer(model)

@@ -17,7 +17,7 @@ from keras_trainkit._training.state import as_it_was
 
 
 def leaves(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model and of the models inside it, inputs and models left out."""
+    """Return all layers of a model, nested models expanded, without input layers."""
     found = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
@@ -37,20 +37,20 @@ def outputs(
     training: bool = False,
     name: str = "x",
 ) -> list[tuple[keras.layers.Layer, np.ndarray]]:
-    """The outputs of some layers in one forward pass, in the order of their calls.
+    """Record the outputs of layers in one forward pass, in the order of their calls.
 
     Args:
         model: The model.
         x: Inputs of the model.
         layers: The layers of interest.
-        before_activation: Take what goes into a layer's `activation`, if it has one.
+        before_activation: Record the input of a layer's `activation`, if it has one.
         training: As in a model's call.
-        name: What the caller's argument with the inputs is called.
+        name: The name of the caller's argument for the inputs, for errors.
 
     Returns:
-        Each layer that was used, with an array that has a column for each unit. All
-        the uses of a layer are one array; if they have different numbers of units, as
-        those of a tied embedding, an array for each number.
+        Each layer that was called, with an array that has a column for each unit. All
+        calls of a layer share one array. If their numbers of units differ, as for a
+        tied embedding, there is one array for each number.
     """
     seen: dict[tuple, list] = {}
     with contextlib.ExitStack() as stack:
@@ -71,7 +71,7 @@ def outputs(
 
 
 def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
-    """What a layer takes in from a pass, the uses of a shared one in one batch."""
+    """Return a layer's inputs in a forward pass; several calls are concatenated."""
     seen: list = []
     with _tapped(layer, call_name(layer), lambda taken, _: seen.append(taken)):
         model(x, training=False)
@@ -80,10 +80,11 @@ def inputs(model: keras.Model, x, layer: keras.layers.Layer) -> Any:
 
 @contextlib.contextmanager
 def recorded_gradients(model: keras.Model) -> Iterator[Callable[..., list[np.ndarray]]]:
-    """Gives a function from a batch to the gradients of a compiled model's loss.
+    """Yield a function that computes the gradients of a compiled model's loss.
 
-    It takes what `step_as_fit` takes, and returns an array for each trainable variable.
-    BatchNorm and random layers are as in training. The model is as it was afterwards.
+    The function takes the same batch as `step_as_fit` and returns an array for each
+    trainable variable. BatchNorm and random layers run in training mode. The model is
+    restored afterwards.
     """
     with as_it_was(model):
         optimizer = _Gradients()
@@ -98,9 +99,9 @@ def recorded_gradients(model: keras.Model) -> Iterator[Callable[..., list[np.nda
 
 
 def gradients_of(model: keras.Model, *batch: Any) -> dict[int, np.ndarray]:
-    """The gradient of a compiled model's loss, by the id of each trainable variable.
+    """Return the gradients of a compiled model's loss, keyed by variable id.
 
-    The batch is what `step_as_fit` takes. The model is as it was afterwards.
+    The batch is the same as for `step_as_fit`. The model is restored afterwards.
     """
     ids = [id(variable) for variable in model.trainable_variables]
     with recorded_gradients(model) as gradients:
@@ -108,7 +109,7 @@ def gradients_of(model: keras.Model, *batch: Any) -> dict[int, np.ndarray]:
 
 
 class _Gradients(keras.optimizers.Optimizer):
-    """An optimizer that keeps the gradients and changes nothing."""
+    """An optimizer that records the gradients and updates no weights."""
 
     def __init__(self):
         super().__init__(learning_rate=1.0, name="gradients")
@@ -126,7 +127,7 @@ class _Gradients(keras.optimizers.Optimizer):
 
 
 def _tapped(layer, name: str, keep: Callable) -> contextlib.AbstractContextManager:
-    """Shows `keep` what a layer's function takes first and what it returns."""
+    """Call `keep` with the first argument and the result of each call of a method."""
     function: Callable = getattr(layer, name)
 
     def tap(*args, **kwargs):
@@ -138,8 +139,8 @@ def _tapped(layer, name: str, keep: Callable) -> contextlib.AbstractContextManag
 
 
 def _rows(tensor, layer) -> np.ndarray | None:
-    """A tensor as a matrix with a column for each unit; None for text and the like."""
-    # A `RaggedTensor`'s values are in one tensor.
+    """Return a tensor as a matrix with a column per unit; None if it has no numbers."""
+    # A `RaggedTensor` stores its values in one flat tensor.
     tensor = getattr(tensor, "flat_values", tensor)
     if tensor is None or keras.backend.standardize_dtype(tensor.dtype) == "string":
         return None

@@ -1,4 +1,4 @@
-"""Optimizers whose learning rate or momentum is a schedule, and copies as such."""
+"""Optimizers whose learning rate or momentum is a schedule."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ class Scheduled(keras.optimizers.Optimizer):
 
     _HYPERPARAMETER: str
     _value: float | Schedule
-    # The value in a step, computed once and not for each variable.
+    # The value in the current step, computed once rather than for each variable.
     _current: Tensor | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        # A schedule with a state keeps it in this optimizer's variables from the
-        # beginning: a checkpoint loads into variables of the same number and order.
+        # A stateful schedule stores its state in this optimizer's variables. They are
+        # created here, because a checkpoint requires the same number and order.
         rate: Any = kwargs.get("learning_rate", args[0] if args else None)
         bind = getattr(rate, "bind", None)
         if bind:
@@ -48,11 +48,11 @@ class Scheduled(keras.optimizers.Optimizer):
 
     @momentum_schedule.setter
     def momentum_schedule(self, schedule: Schedule) -> None:
-        # A step that was already compiled would not see the change.
+        # Takes effect only in steps that are compiled from now on.
         self._set(schedule)
 
     def apply(self, grads, trainable_variables=None):
-        """Update all variables, with the momentum of this step."""
+        """Update all variables, using the momentum of this step."""
         schedule = self.momentum_schedule
         if schedule is None:
             return super().apply(grads, trainable_variables)
@@ -80,12 +80,12 @@ class Scheduled(keras.optimizers.Optimizer):
         return super().from_config(config, custom_objects)
 
 
-# Maps Keras's classes to ours, whose momentum can be a schedule.
+# Maps Keras's classes to our replacements whose momentum can be a schedule.
 _SCHEDULABLE: dict[type, type] = {}
 
 
 def schedules_for_keras(cls: type, base: type) -> None:
-    """Let `cls` be what replaces Keras's `base` where the momentum is a schedule."""
+    """Register `cls` as the replacement for Keras's `base` with a momentum schedule."""
     _SCHEDULABLE[base] = cls
 
 
@@ -107,8 +107,8 @@ def with_schedules(
         model: The model.
         learning_rate: The learning rate, usually a schedule.
         momentum: Schedule of the momentum, if `momentum_name` is not None.
-        cls: Class of the copy; a schedule's state then stays out of the variables. By
-            default that of the optimizer, or ours if a schedule needs it.
+        cls: Class of the copy; a schedule's state is then not one of its variables. By
+            default the class of the optimizer, or ours if a schedule needs it.
     """
     optimizer = core_optimizer(model)
     changes = {"learning_rate": learning_rate}
@@ -124,10 +124,11 @@ def with_schedules(
 
 
 def as_of_now(model: keras.Model) -> keras.optimizers.Optimizer:
-    """Copy the model's optimizer so that the next batch is the next update.
+    """Copy the model's optimizer, frozen at the current learning rate and momentum.
 
-    The copy has the state, and the learning rate and momentum of the current step, even
-    if a callback schedules them. Gradients are not accumulated over several batches.
+    The copy has the optimizer's state. Its learning rate and momentum are constants,
+    even if a callback schedules them. It updates the weights at every batch, without
+    gradient accumulation.
     """
     optimizer = core_optimizer(model)
     changes: dict[str, Any] = {"learning_rate": _number(optimizer.learning_rate)}
@@ -149,6 +150,9 @@ def _number(value: Any) -> float:
 
 
 def schedulable(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Return the class like this optimizer's whose momentum may be a schedule."""
+    """Return the variant of the optimizer's class whose momentum may be a schedule.
+
+    None if there is no such class.
+    """
     cls = own_class(optimizer)
     return cls if issubclass(cls, Scheduled) else _SCHEDULABLE.get(cls)

@@ -18,7 +18,7 @@ from keras_trainkit._training.optimizer import (
 
 
 def optimizer_named(model: keras.Model, name: str) -> Any:
-    """The optimizer of a model that a name reaches, as in `optimizers_of`."""
+    """Return the optimizer with a name as in `optimizers_of`, or raise."""
     found = optimizers_of(model)
     check_choice("optimizer", name, found)
     return found[name]
@@ -26,7 +26,7 @@ def optimizer_named(model: keras.Model, name: str) -> Any:
 
 @contextlib.contextmanager
 def others_as_they_were(model: keras.Model, name: str) -> Iterator[None]:
-    """Puts the state of all optimizers of a model back, except that of one."""
+    """Restore the state of all optimizers of a model except one."""
     others = [o for other, o in optimizers_of(model).items() if other != name]
     # An optimizer cannot be unbuilt, so a copy is built in its place.
     unbuilt = [(o, type(o).from_config(o.get_config())) for o in others if not o.built]
@@ -48,7 +48,7 @@ def others_as_they_were(model: keras.Model, name: str) -> Iterator[None]:
 
 
 def optimizer_to_schedule(model: keras.Model, name: str) -> Any:
-    """The optimizer that a name reaches, unwrapped from any loss scaling."""
+    """Return the optimizer with this name, without any loss scaling."""
     if name == "optimizer":
         return core_optimizer(model)
     optimizer = optimizer_named(model, name)
@@ -59,22 +59,25 @@ def optimizer_to_schedule(model: keras.Model, name: str) -> Any:
 
 
 def watch_first_step(model: keras.Model, name: str, remedy: str) -> None:
-    """Let the fit raise unless an optimizer makes one step with each batch.
+    """Make the fit raise unless an optimizer takes exactly one step per batch.
 
-    A `train_step` of one's own may use other optimizers, or one of them several times,
-    and what a callback does to this one, or to its count of steps, is then in vain.
+    A custom `train_step` may use other optimizers, or use one several times. A callback
+    that changes this optimizer, or relies on its step count, would then fail silently.
 
     Args:
         model: The model.
-        name: The optimizer, as in `optimizers_of`.
-        remedy: What to do instead, for the error.
+        name: The optimizer's name, as in `optimizers_of`.
+        remedy: What to do instead, for the error message.
     """
     if getattr(model.train_step, "__func__", None) is not keras.Model.train_step:
         fit_scope.scope_of(model).first_calls.append(_FirstStep(model, name, remedy))
 
 
 class _FirstStep:
-    """Raises after a step that an optimizer was not part of, all put back."""
+    """Checks a first step: if it did not use the optimizer as expected, undo and raise.
+
+    Wraps the compiled step for one call.
+    """
 
     def __init__(self, model: keras.Model, name: str, remedy: str):
         self._model, self._name, self._remedy = model, name, remedy
@@ -99,7 +102,7 @@ class _FirstStep:
         if on_jax:
             self._show(result[1])
         names = movements.moved()
-        # With loss scaling, a step may have been left out.
+        # Loss scaling may skip a step, so fewer steps than expected are allowed.
         if self._name not in names or (
             self._count() - before > self._model.steps_per_execution
         ):
@@ -110,7 +113,7 @@ class _FirstStep:
         return result
 
     def _show(self, state: Any) -> None:
-        """Let the optimizer's counts be those of a state that JAX keeps apart."""
+        """Copy the optimizer's counts from the state that JAX keeps separately."""
         variables = self._model.optimizer.variables
         for variable, value in zip(variables, state[2], strict=True):
             if variable.shape == ():
@@ -129,7 +132,7 @@ class _FirstStep:
 
 
 def _as_new(optimizer: keras.optimizers.Optimizer) -> None:
-    """Give an optimizer the state that it was built with."""
+    """Reset an optimizer to the state it had when it was built."""
     if optimizer.built:
         new = type(optimizer).from_config(optimizer.get_config())
         new.build(updated_variables(optimizer))
@@ -138,14 +141,14 @@ def _as_new(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 class Movements:
-    """Which optimizers of a model take steps."""
+    """Detects which optimizers of a model take steps."""
 
     def __init__(self, model: keras.Model):
         self._model = model
         self._begin = self._counts()
 
     def _counts(self) -> dict[str, list[float]]:
-        """The single numbers among the variables: counts of steps, loss scales."""
+        """Return the scalar variables, such as step counts and loss scales."""
         return {
             name: [
                 float(keras.ops.convert_to_numpy(v))
@@ -156,14 +159,15 @@ class Movements:
         }
 
     def moved(self) -> list[str]:
-        """The optimizers that took steps since."""
+        """Return the names of the optimizers that took steps since the beginning."""
         return [n for n, c in self._counts().items() if c != self._begin.get(n)]
 
     def check(self, chosen: str | None) -> None:
-        """Raise unless `chosen`, or the only one, took a step.
+        """Raise unless the chosen optimizer took a step.
 
         Args:
-            chosen: What the user named; None for `model.optimizer`.
+            chosen: The name that the user gave. If it is None, `model.optimizer` must
+                be the only one that took steps.
         """
         if len(self._begin) < 2 and chosen is None:
             return

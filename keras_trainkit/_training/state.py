@@ -12,15 +12,15 @@ from keras_trainkit._training.fit_scope import end_if_over, own_steps
 
 @contextlib.contextmanager
 def as_it_was(model: keras.Model, for_fit: bool = False) -> Iterator[None]:
-    """Restore all state of a model at the end, whatever happens inside.
+    """Restore the state of a model at the end, also if the code inside raises.
 
-    Weights, BatchNorm statistics, seed generators, metrics, which optimizer there is,
-    and the compiled training step. The optimizer's own state is not copied: what takes
-    steps inside exchanges the optimizer for a copy.
+    The state comprises weights, BatchNorm statistics, seed generators, metrics, the
+    compiled training step, and the reference to the optimizer. The optimizer's own
+    state is not saved: code that takes steps inside must use a copy of the optimizer.
 
     Args:
         model: The model.
-        for_fit: Whether a running `fit` is to be undone as a whole.
+        for_fit: Whether to undo a whole running `fit`.
     """
     end_if_over(model)
     kept = {
@@ -43,7 +43,7 @@ def as_it_was(model: keras.Model, for_fit: bool = False) -> Iterator[None]:
             if getattr(model, name, None) is not value:
                 setattr(model, name, value)
         if model.compiled:
-            # For the metrics that the first batch made; the others follow.
+            # Metrics created inside are not in `variables`; the others are set below.
             model.reset_metrics()
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)

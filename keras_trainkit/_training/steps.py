@@ -1,4 +1,4 @@
-"""The step of a training, exact beyond what float32 holds."""
+"""Training steps as tensors, exact even where float32 is not."""
 
 from typing import Any
 

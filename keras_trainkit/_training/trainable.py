@@ -1,4 +1,4 @@
-"""Which layers of a model train."""
+"""Select the layers of a model that are trained."""
 
 import contextlib
 import operator
@@ -19,16 +19,16 @@ from keras_trainkit._model.select import (
 )
 
 Chain: TypeAlias = tuple[Layer, ...]
-"""A layer, after the models around it."""
+"""A layer, preceded by the models that contain it, outermost first."""
 
 Start: TypeAlias = Selector | int | float
-"""Where among a model's layers something begins: a selector, a place or a fraction."""
+"""The first of a range of layers: a selector, a position or a fraction."""
 
 
 def weighted_layers(model: keras.Model) -> list[Chain]:
-    """The layers of a model that have weights, in order, with the models around them.
+    """Return the layers of a model that have weights, in order, as chains.
 
-    Models inside are opened up; every other layer counts as one.
+    Nested models are expanded; every other layer counts as one.
     """
     found: dict[int, Chain] = {}
 
@@ -48,12 +48,12 @@ def weighted_layers(model: keras.Model) -> list[Chain]:
 
 
 def place(name: str, start: Start, chains: Sequence[Chain]) -> int:
-    """The number of layers before the one that `start` means.
+    """Return the index of the layer that `start` refers to.
 
     Args:
         name: The argument's name, for errors.
-        start: An integer, from the end if negative; a float, as a fraction of the
-            layers; or a selector, for the first layer that it means.
+        start: An integer index, counted from the end if negative; a float, as a
+            fraction of the layers; or a selector, for the first layer it matches.
         chains: The layers.
     """
     total = len(chains)
@@ -77,7 +77,7 @@ def meant(
     start: Start | None = None,
     names: tuple[str, str] = ("layers", "start"),
 ) -> list[Chain]:
-    """The layers that selectors mean, or those from `start` on, or all."""
+    """Return the layers that selectors match, or all layers from `start` on, or all."""
     if layers is not None and start is not None:
         reject(names[1], start, f"None where `{names[0]}` is given")
     if start is not None:
@@ -113,7 +113,7 @@ def training_alone(model: keras.Model, where: Any) -> Iterator[None]:
 
 
 def set_trainable(model: keras.Model, chains: Iterable[Chain], value: bool) -> None:
-    """Set whether some layers of a model train; all others are not changed."""
+    """Set `trainable` of some layers of a model without changing any others."""
     flags = trainable_flags(model)
     for *around, layer in chains:
         for part in (*sublayers(layer), *(around if value else ())):
@@ -123,20 +123,21 @@ def set_trainable(model: keras.Model, chains: Iterable[Chain], value: bool) -> N
 
 
 def without_parts_of(chains: Sequence[Chain], others: Iterable[Chain]) -> list[Chain]:
-    """The layers that share nothing with others, as a tied embedding does."""
+    """Return the layers that share no part with others, such as a tied embedding."""
     theirs = {id(part) for *_, layer in others for part in sublayers(layer)}
     return [chain for chain in chains if id(chain[-1]) not in theirs]
 
 
 def trainable_flags(model: keras.Model) -> dict[Layer, bool]:
-    """What `trainable` is in a model and in all layers inside it."""
+    """Return `trainable` of a model and of all layers inside it."""
     return {layer: layer.trainable for layer in sublayers(model)}
 
 
 def restore_flags(flags: dict[Layer, bool]) -> None:
-    """Set `trainable` of each layer, outer ones first: Keras passes it on inwards.
+    """Set `trainable` of each layer, outer layers first.
 
-    The base of a layer with LoRA does not train, which Keras forgets.
+    In this order, because Keras passes the value on to inner layers. The base weight
+    of a layer with LoRA is frozen again, because Keras unfreezes it with the layer.
     """
     for layer, value in flags.items():
         if layer.trainable != value:
