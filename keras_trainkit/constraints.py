@@ -1,4 +1,4 @@
-"""Constraints that know which weights lead into a unit."""
+"""Constraints on the incoming weights of each unit."""
 
 from collections.abc import Sequence
 
@@ -17,32 +17,32 @@ def __dir__() -> list[str]:
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class MaxNorm(keras.constraints.Constraint):
-    """Bound the norm of each unit's incoming weights, whatever the kernel.
+    """Limit the norm of each unit's incoming weights, for the kernel of any layer.
 
-    `w -> w min(1, max_value / ||w||)` for the incoming weights `w` of each unit, in
-    every training step after the optimizer's update.
+    After the optimizer's update in every training step, the incoming weights `w` of
+    each unit become `w min(1, max_value / ||w||)`.
 
-    `keras.constraints.MaxNorm` takes its norm along axis 0 unless told, which is right
-    for Dense and wrong for convolutions. With `axis="auto"` it is the unit's inputs in
-    every layer of Keras:
+    `keras.constraints.MaxNorm` computes the norm along axis 0 by default, which is
+    right for Dense and wrong for convolutions. Here, `axis="auto"` selects the axes of
+    a unit's incoming weights in every Keras layer:
 
     | layer | axes |
     |---|---|
     | Dense, and the kernels of recurrent layers | 0 |
-    | EinsumDense, MultiHeadAttention | those that the equation sums over |
+    | EinsumDense, MultiHeadAttention | the axes that the equation sums over |
     | Conv1D, Conv2D, Conv3D, the pointwise part of SeparableConv | all but the last |
-    | Conv1DTranspose to Conv3DTranspose | all but the last but one |
-    | DepthwiseConv, the depthwise part of SeparableConv | the spatial ones |
+    | Conv1DTranspose to Conv3DTranspose | all but the second to last |
+    | DepthwiseConv, the depthwise part of SeparableConv | the spatial axes |
     | Embedding | 1: the norm of each item's vector |
 
-    A tensor that belongs to no layer counts as a convolution's or Dense's kernel.
+    A tensor that belongs to no layer is treated as a Dense or convolution kernel.
 
     Args:
-        max_value: Largest Euclidean norm, > 0.
+        max_value: Maximum Euclidean norm, > 0.
         axis: `"auto"`, or the axis or axes of the incoming weights.
 
     Raises:
-        ValueError: If `max_value` is not positive or `axis` is none of these.
+        ValueError: If `max_value` is not positive or `axis` is not one of the above.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -71,14 +71,14 @@ class MaxNorm(keras.constraints.Constraint):
     def __call__(self, w):
         axis = inputs_of(w) if self.axis == "auto" else self.axis
         w = ops.convert_to_tensor(w)
-        # Half precision would overflow on squares and miss the bound by its rounding.
+        # In half precision, squares would overflow and rounding would miss the bound.
         wide = (
             w
             if keras.backend.standardize_dtype(w.dtype) == "float64"
             else (ops.cast(w, "float32"))
         )
         norm = ops.sqrt(ops.sum(ops.square(wide), axis=axis, keepdims=True))
-        # Where the norm is 0 the factor is 1, with no division by 0.
+        # The factor is 1 for a norm of 0, without a division by 0.
         scale = self.max_value / ops.maximum(norm, self.max_value)
         return ops.cast(wide * scale, w.dtype)
 

@@ -1,10 +1,10 @@
-"""Real data as NumPy arrays, offline first.
+"""Real data sets as NumPy arrays, from local files if possible.
 
 | name | images | train + validation / test | classes |
 |---|---|---|---|
 | `"digits"` | (8, 8, 1), scikit-learn's handwritten digits | 1,438 / 359 | 10 |
 | `"fashion_mnist"` | (28, 28, 1), articles of clothing | 60,000 / 10,000 | 10 |
-| `"cifar10"` | (32, 32, 3), photographs of things, animals | 50,000 / 10,000 | 10 |
+| `"cifar10"` | (32, 32, 3), photographs of objects and animals | 50,000 / 10,000 | 10 |
 """
 
 import gzip
@@ -42,20 +42,20 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True, repr=False)
 class Dataset:
-    """Images and labels in three parts.
+    """Images and labels, split into training, validation and test parts.
 
     Attributes:
         name: The data set's name.
         x_train: Training images, float32, `(rows, height, width, channels)`.
         y_train: Training labels, int32, `(rows,)`, in `[0, num_classes)`.
-        x_val: Validation images; zero rows where none were asked for.
+        x_val: Validation images; zero rows if no validation part was requested.
         y_val: Validation labels.
         x_test: Test images.
         y_test: Test labels.
         class_names: The name of each class, in the order of the labels.
-        mean: What `standardize` subtracted, in the `[0, 1]` range of the pixels; 0
-            where it did nothing.
-        std: What `standardize` divided by; 1 where it did nothing.
+        mean: The mean that `standardize` subtracted, for pixels in `[0, 1]`; 0 if it
+            was off.
+        std: The standard deviation that `standardize` divided by; 1 if it was off.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -77,7 +77,7 @@ class Dataset:
 
     @property
     def train(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(x_train, y_train)`, so that `model.fit(*data.train)` reads well."""
+        """`(x_train, y_train)`, for `model.fit(*data.train)`."""
         return self.x_train, self.y_train
 
     @property
@@ -101,7 +101,7 @@ class Dataset:
         return len(self.class_names)
 
     def images(self, x: np.ndarray) -> np.ndarray:
-        """Undo the standardization: the pixels of `x` in `[0, 1]`, to be looked at."""
+        """Undo the standardization and return pixels in `[0, 1]`, for display."""
         return np.clip(x * self.std + self.mean, 0.0, 1.0)
 
     def __repr__(self) -> str:
@@ -118,24 +118,25 @@ def load(
     standardize: bool | str = True,
     seed: int = 0,
 ) -> Dataset:
-    """Load a data set, split off a validation part and standardize.
+    """Load a data set, split off a validation part and standardize the images.
 
-    Fashion-MNIST and CIFAR-10 are looked for in the folder that the environment
-    variable `KERAS_TRAINKIT_DATA` names (`fashion_mnist.npz`, `cifar10.npz`, with the
-    arrays `x_train`, `y_train`, `x_test`, `y_test` as `keras.datasets` returns them),
-    then, for Fashion-MNIST, in the folder of Debian's package `dataset-fashion-mnist`,
-    then in `keras.datasets`, which downloads once and caches.
+    Fashion-MNIST and CIFAR-10 are searched for in these places, in this order:
+
+    1. The folder in the environment variable `KERAS_TRAINKIT_DATA`, as
+       `fashion_mnist.npz` or `cifar10.npz` with the arrays `x_train`, `y_train`,
+       `x_test` and `y_test` in the format of `keras.datasets`.
+    2. For Fashion-MNIST, the folder of the Debian package `dataset-fashion-mnist`.
+    3. `keras.datasets`, which downloads the data once and caches it.
 
     Args:
         name: `"digits"` (in scikit-learn, nothing to download), `"fashion_mnist"` or
             `"cifar10"`.
-        validation: Size of the validation part, taken from the training part with the
-            proportions of the classes kept: a fraction in `[0, 1)` or a number of
-            rows >= 1. 0 for none.
-        standardize: `True` or `"feature"` gives each pixel mean 0 and standard
-            deviation 1 (a constant pixel only gets mean 0), `"channel"` each colour
-            channel; `False` leaves the pixels in `[0, 1]`. The statistics are those
-            of the training part alone.
+        validation: Size of the validation part: a fraction in `[0, 1)` or a number of
+            rows >= 1; 0 for none. It is a stratified split of the training part.
+        standardize: `True` or `"feature"` scales each pixel to mean 0 and standard
+            deviation 1 (a constant pixel is only shifted to mean 0). `"channel"` does
+            so for each colour channel. `False` leaves the pixels in `[0, 1]`. The
+            statistics come from the training part only.
         seed: Seed of the validation split. The test part is always the same.
 
     Returns:
@@ -143,7 +144,7 @@ def load(
 
     Raises:
         ValueError: If an argument is wrong or a file is damaged.
-        FileNotFoundError: If the data cannot be found; it says what to do.
+        FileNotFoundError: If the data cannot be found; the message says what to do.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -185,14 +186,14 @@ def _statistics(x: np.ndarray, standardize: bool | str) -> tuple:
     if standardize is False:
         return np.float32(0), np.float32(1)
     axes: tuple[int, ...] = (0, 1, 2) if standardize == "channel" else (0,)
-    # float64: a float32 sum over 50,000 rows is off in the fourth digit.
+    # Use float64: a float32 sum over 50,000 rows is wrong in the fourth digit.
     mean = x.mean(axis=axes, dtype=np.float64)
     std = x.std(axis=axes, dtype=np.float64)
     return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
 
 
 def _num_rows(name: str, size: float, total: int) -> int:
-    """A fraction or a count, as a count that leaves rows for training."""
+    """Convert a fraction or a count to a count that leaves rows for training."""
     expected = f"a fraction in [0, 1) or a number of rows in [1, {total})"
     if isinstance(size, bool) or not isinstance(size, int | float | np.number):
         reject(name, size, expected)
@@ -202,12 +203,12 @@ def _num_rows(name: str, size: float, total: int) -> int:
 
 
 def _stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Sorted indices of `size` rows with the classes in the proportions of all."""
+    """Return sorted indices of a stratified random sample of `size` rows."""
     rng = np.random.default_rng(check_integer("seed", seed, minimum=0))
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * size / len(labels)
     share = np.floor(exact).astype(int)
-    # Largest remainders, so that the parts add up to `size`.
+    # Round by largest remainder, so that the counts add up to `size`.
     share[np.argsort(share - exact, kind="stable")[: size - share.sum()]] += 1
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:n]
@@ -225,7 +226,7 @@ def _digits() -> Arrays:
             "pip install scikit-learn"
         ) from None
     digits = load_digits()
-    # 0..16 to the 0..255 of the other two.
+    # Scale 0..16 to 0..255, the range of the other two data sets.
     images = (digits.images * (255 / 16)).astype(np.float32)
     test = _stratified(digits.target, 359, seed=0)
     train = np.setdiff1d(np.arange(len(images)), test)

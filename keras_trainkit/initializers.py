@@ -1,4 +1,4 @@
-"""Initialization from data."""
+"""Weight initialization for whole models, from data or from their structure."""
 
 import keras
 import numpy as np
@@ -54,27 +54,28 @@ def lsuv(
     max_iterations: int = 10,
     seed: int | None = None,
 ) -> dict[str, float]:
-    """Initialize layer by layer so that each output has unit variance.
+    """Initialize layer by layer so that each layer's output has unit variance.
 
-    Layer-sequential unit-variance initialization: each kernel becomes orthonormal;
-    then, from the first layer to the last, it is divided by the standard deviation of
-    the layer's outputs (before the activation) on `batch`, until their variance is
-    within `tolerance` of 1. Dense, EinsumDense and convolutions take part; others stay
-    as they are.
+    This is layer-sequential unit-variance (LSUV) initialization. Each kernel is first
+    set to an orthonormal one. Then, from the first layer to the last, it is divided by
+    the standard deviation of the layer's outputs (before the activation) on `batch`,
+    until their variance is within `tolerance` of 1. This covers Dense, EinsumDense and
+    convolutions; other layers are unchanged.
 
     Args:
-        model: A built model, nested ones included; its kernels are changed in place.
-        batch: Inputs of the model, some hundred rows of the training data.
-        tolerance: Largest distance of a variance from 1.
-        max_iterations: Most passes for each layer.
-        seed: Integer seed of the orthonormal kernels.
+        model: A built model, which may contain nested models; its kernels are changed
+            in place.
+        batch: Inputs for the model, a few hundred rows of the training data.
+        tolerance: Largest allowed difference between a variance and 1.
+        max_iterations: Maximum number of passes per layer.
+        seed: Integer seed for the orthonormal kernels.
 
     Returns:
-        The standard deviation of each layer's outputs afterwards, by the layer's path.
+        The resulting standard deviation of each layer's outputs, by the layer's path.
 
     Raises:
-        ValueError: If an argument is wrong, the model has no such layer, or a layer's
-            outputs are all the same or not finite; the model is then as it was.
+        ValueError: If an argument is invalid, the model has no such layer, or a layer's
+            outputs are all the same or not finite. The model is then unchanged.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -111,21 +112,21 @@ def lsuv(
 
 
 def data_dependent(model: keras.Model, batch) -> list[str]:
-    """Adapt each `kt.layers.WeightNormalization` to data, from the first to the last.
+    """Initialize each `kt.layers.WeightNormalization` from data, in order.
 
     Afterwards each unit's output, before the activation, has mean 0 and standard
     deviation 1 on `batch`. Each layer sees the outputs of the layers adapted before it.
 
     Args:
-        model: A built model, nested ones included; it is changed in place.
-        batch: Inputs of the model, some hundred rows of the training data.
+        model: A built model, which may contain nested models; it is changed in place.
+        batch: Inputs for the model, a few hundred rows of the training data.
 
     Returns:
         The paths of the layers that were adapted.
 
     Raises:
-        ValueError: If the model has no such layer; or from `adapt`, and the model is
-            then as it was.
+        ValueError: If the model has no such layer, or if `adapt` of a layer raises it.
+            The model is then unchanged.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt
@@ -156,27 +157,28 @@ def fixup(model: keras.Model) -> dict[str, float]:
     """Scale the weights of a residual network so that it trains without normalization.
 
     In a network of `L` residual branches with `m` weight layers each, the kernels
-    in a branch are multiplied by `L ** (-1 / (2 m - 2))`, that of its last layer is
-    zero, and so is that of the layer that outputs the result. All biases of these
-    layers become zero. The update of the whole network then does not depend on its
-    depth. The kernels must be freshly initialized, by `he_normal` or the like.
+    in a branch are multiplied by `L ** (-1 / (2 m - 2))`. The kernel of the last layer
+    in each branch and that of the output layer are set to zero, and so are all biases
+    of these layers. The size of an update to the network's output then does not depend
+    on its depth. The kernels must be freshly initialized, with `he_normal` or similar.
 
-    A branch is the input of an `Add` (or of `+`) with more layers with weights that the
-    other one has not. The paper also adds scalar biases in front of each layer and a
-    scalar multiplier to each branch. Those would be layers the model does not have,
-    so they are left to you: biases of the layers (`use_bias=True`) can do what scalar
-    ones do, and without the multiplier the last kernel of a branch learns its scale.
+    Of the two inputs of an `Add` (or `+`), the residual branch is the one with more
+    weight layers that the other input does not share. The paper also adds a scalar bias
+    before each layer and a scalar multiplier to each branch. This function cannot add
+    layers to the model, so it leaves these out. The layers' own biases
+    (`use_bias=True`) can replace the scalar ones. Without the multiplier, the last
+    kernel of a branch learns the scale.
 
     Args:
-        model: A built Sequential or Functional model, nested ones included; it is
-            changed in place.
+        model: A built Sequential or Functional model, which may contain nested models;
+            it is changed in place.
 
     Returns:
         The factor of each kernel that was changed, by the path of its layer.
 
     Raises:
-        ValueError: If the model has no residual branch, or has normalization layers,
-            which make this needless; the model is then as it was.
+        ValueError: If the model has no residual branch, or if it has normalization
+            layers, which make this unnecessary. The model is then unchanged.
 
     Examples:
         >>> import keras, keras_trainkit as kt
@@ -217,7 +219,7 @@ def fixup(model: keras.Model) -> dict[str, float]:
 
 
 def _branch(call: Call) -> list[Call]:
-    """The layers with weights of the residual branch that an addition joins."""
+    """Return the weight layers of the residual branch that ends in an addition."""
     adds = isinstance(call.layer, layers.Add) or type(call.layer).__name__ == "Add"
     if not adds or len(call.inputs) != 2:
         return []
@@ -228,7 +230,7 @@ def _branch(call: Call) -> list[Call]:
 
 
 def _weighted_behind(edge: Edge) -> list[Call]:
-    """All calls of layers with weights that a tensor comes from, the first first."""
+    """Return all calls of weight layers that lead to a tensor, earliest first."""
     found: dict[Call, None] = {}
     stack, seen = [edge], set()
     while stack:
@@ -243,7 +245,7 @@ def _weighted_behind(edge: Edge) -> list[Call]:
 
 
 def _last_layers(graph: Graph) -> list[Call]:
-    """The layers with weights that the outputs come from first."""
+    """Return the last weight layer before each output, on an unbranched path."""
     found = []
     for edge in graph.outputs:
         while edge.producer is not None and len(edge.producer.inputs) == 1:
@@ -255,13 +257,13 @@ def _last_layers(graph: Graph) -> list[Call]:
 
 
 def _used(model, batch) -> list[keras.layers.Layer]:
-    """The model's layers in the order in which a batch passes them."""
+    """Return the model's layers in the order in which a batch passes through them."""
     found = outputs(model, batch, leaves(model), name="batch")
     return list(dict.fromkeys(layer for layer, _ in found))
 
 
 def _orthonormal(kernel: Kernel, seed: int):
-    """A kernel with orthonormal incoming weights."""
+    """Return a value for a kernel, with orthonormal incoming weights of the units."""
     shape, inputs = kernel.variable.shape, kernel.inputs
     units = [axis for axis in range(len(shape)) if axis not in inputs]
     matrix = keras.initializers.Orthogonal(seed=seed)((kernel.fan_in, kernel.units))

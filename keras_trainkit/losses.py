@@ -14,32 +14,33 @@ def __dir__() -> list[str]:
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class GaussianNLL(keras.losses.Loss):
-    """Negative log likelihood of a normal distribution whose variance is learned too.
+    """Negative log likelihood of a normal distribution with a learned variance.
 
-    The model's last layer has two units for each target: the means, then the logarithms
-    of the variances. `mc_predict(..., task="heteroscedastic")` reads such outputs.
+    The model's last layer needs two units per target: first the means, then the
+    logarithms of the variances. `mc_predict(..., task="heteroscedastic")` expects the
+    same outputs.
 
         loss = var^beta * (log var + (y - mean)^2 / var) / 2
 
-    without the constant `log(2 pi) / 2`, and with `var^beta` as a constant for the
-    gradient.
+    The constant `log(2 pi) / 2` is omitted. The gradient treats `var^beta` as a
+    constant.
 
     Args:
-        beta: 0 for the likelihood; with 0.5, which is recommended for networks, a row
-            counts more the larger its variance is, so that the mean is also learned
-            where it is bad at first; with 1 the mean is learned as with a mean squared
-            error.
+        beta: 0 gives the plain likelihood. 0.5 is recommended for neural networks: rows
+            with a larger variance get a larger weight, so that the mean is also learned
+            where it is poor at first. With 1, the mean is learned as with a mean
+            squared error.
         reduction: As in `keras.losses.Loss`.
         name: Name of the loss.
-        dtype: Its dtype.
+        dtype: The dtype of the computation.
 
     Call arguments:
-        y_true: The targets, `(rows, outputs)`, or `(rows,)` for one.
+        y_true: The targets, `(rows, outputs)`, or `(rows,)` for one output.
         y_pred: Means and logarithms of variances, `(rows, 2 * outputs)`.
 
     Raises:
-        ValueError: If `beta` is not in `[0, 1]`, or the model has not two units for
-            each target.
+        ValueError: If `beta` is not in `[0, 1]`, or the model does not have two units
+            per target.
 
     Examples:
         >>> import keras, numpy as np, keras_trainkit as kt

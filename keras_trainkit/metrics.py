@@ -19,21 +19,22 @@ def __dir__() -> list[str]:
 
 @keras.saving.register_keras_serializable(package="keras_trainkit")
 class ExpectedCalibrationError(keras.metrics.Metric):
-    """Mean gap between confidence and accuracy over bins of equal width.
+    """Expected calibration error: the mean gap between confidence and accuracy.
 
-    `kt.uncertainty.expected_calibration_error` in the compiled step: what it is of all
-    rows of an epoch.
+    Confidences are grouped into bins of equal width, over all rows of an epoch. This is
+    the same value as `kt.uncertainty.expected_calibration_error`, as a metric that runs
+    in the compiled training step.
 
     Args:
         num_bins: Number of bins.
         from_logits: Whether the model outputs logits.
-        multi_label: Whether the last axis has independent labels with sigmoid outputs.
+        multi_label: Whether the last axis is independent labels with sigmoid outputs.
         name: Name of the metric.
-        dtype: Its dtype.
+        dtype: The dtype of the computation.
 
     Call arguments:
-        y_true: Labels `(rows,)` or `(rows, 1)`, or one-hot `(rows, classes)`; more axes
-            may lie between, as in segmentation.
+        y_true: Labels `(rows,)` or `(rows, 1)`, or one-hot `(rows, classes)`. There may
+            be more axes in between, as in segmentation.
         y_pred: `(rows, ..., classes)`, or sigmoid outputs `(rows,)` or `(rows, 1)`.
         sample_weight: A weight for each row.
 
@@ -80,7 +81,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         )
         weights = ops.ones_like(claimed)
         if sample_weight is not None:
-            # One for each row, which may be a whole image.
+            # A row can be a whole image, so broadcast its weight to all of its pixels.
             weights = ops.cast(ops.convert_to_tensor(sample_weight), self.dtype)
             axes = range(len(weights.shape), len(claimed.shape))
             weights = ops.expand_dims(weights, tuple(axes)) * ops.ones_like(claimed)
@@ -95,7 +96,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         self.total.assign_add(ops.sum(weights))
 
     def _claims(self, y_true, y_pred):
-        """What each row claims, and whether it came true, as floats."""
+        """Return each prediction's confidence, and 1 if it is right or else 0."""
         p = ops.cast(y_pred, self.dtype)
         if self.multi_label or len(p.shape) == 1 or p.shape[-1] == 1:
             p = ops.sigmoid(p) if self.from_logits else p

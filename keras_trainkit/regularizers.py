@@ -1,4 +1,4 @@
-"""Regularizers that Keras lacks, and a way to put them on a model that is built."""
+"""Regularizers that Keras lacks, and a function to add them to a built model."""
 
 import contextlib
 import json
@@ -40,15 +40,15 @@ class Lp(keras.regularizers.Regularizer):
     """The penalty `strength * sum(|w|^p)`.
 
     `Lp(1, s)` is `keras.regularizers.L1(s)` and `Lp(2, s)` is `L2(s)`. Below 2 the
-    penalty makes weights small and many of them tiny; the nearer to 1, the more. The
-    gradient is finite everywhere and 0 at `w = 0`.
+    penalty shrinks the weights and drives many of them close to 0, more so the closer
+    `p` is to 1. The gradient is finite everywhere and 0 at `w = 0`.
 
     Args:
         p: The exponent, >= 1.
         strength: Factor of the penalty, >= 0.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
 
     Examples:
         >>> import numpy as np, keras_trainkit as kt
@@ -68,7 +68,7 @@ class Lp(keras.regularizers.Regularizer):
 
     def __call__(self, x):
         x = ops.convert_to_tensor(x)
-        # |x|, but with the gradient 0 at 0 on every backend.
+        # |x|, with gradient 0 at 0 on every backend.
         size = x * ops.stop_gradient(ops.sign(x))
         powers = size if self.p == 1 else ops.power(size, self.p)
         return self.strength * ops.sum(powers)
@@ -79,12 +79,13 @@ class Lp(keras.regularizers.Regularizer):
 
 @_register
 class Orthogonality(keras.regularizers.Regularizer):
-    """The penalty `strength * ||W^T W - I||^2` that makes units orthonormal.
+    """The penalty `strength * ||W^T W - I||^2`, which makes units orthonormal.
 
-    `W` has a unit's incoming weights in each column, for the kernel of any layer; where
-    there are more units than weights, it is `||W W^T - I||^2`, since then only the rows
-    can be orthogonal. `keras.regularizers.OrthogonalRegularizer` takes matrices alone
-    and leaves their norms free.
+    Each column of `W` has the incoming weights of one unit. This works for the kernel
+    of any layer. If there are more units than incoming weights, the penalty is
+    `||W W^T - I||^2`, because then only the rows can be orthogonal. By contrast,
+    `keras.regularizers.OrthogonalRegularizer` accepts only matrices and does not
+    constrain the norms.
 
     Args:
         strength: Factor of the penalty, >= 0.
@@ -134,29 +135,34 @@ def apply(
     constraint: Any = None,
     where: str | Callable[[keras.layers.Layer], bool] | None = None,
 ) -> list[str]:
-    """Regularize or constrain the kernels of a model that is built already.
+    """Add a regularizer or a constraint to the kernels of a model that is built.
 
-    Every kernel that `where` selects gets them, as though its layer had been made with
-    `kernel_regularizer` and `kernel_constraint`: Dense, convolutions, Embedding, the
-    input and recurrent kernels of RNNs, attention's projections. Biases and
-    normalization are left alone. The model's file has them too. Where it would lose
-    them it is refused: where a layer made of layers says nothing of its parts in its
-    config, and where `where` picks some of an attention layer's projections only.
+    This has the same effect as creating the layers with `kernel_regularizer` and
+    `kernel_constraint`. It covers the kernels of Dense, convolutions, Embedding and
+    attention projections, and the input and recurrent kernels of RNNs. Biases and
+    normalization layers are not changed.
+
+    A saved model keeps the regularizer and the constraint. Cases in which the file
+    would lose them raise an error: a composite layer whose config does not include its
+    inner layers, or a `where` that selects only some of an attention layer's
+    projections.
 
     Args:
-        model: A built model; it is changed in place. The optimizer and its state stay.
-        kernel: A regularizer, its name (such as `"l2"`), or None to leave what is.
-        constraint: A constraint, its name, or None to leave what is.
-        where: A regular expression that is searched for in the path of each kernel
-            (such as `"block1/conv/kernel"`), a function of the layer, or None for all.
+        model: A built model; it is changed in place. The optimizer keeps its state.
+        kernel: A regularizer, its name (such as `"l2"`), or None for no change.
+        constraint: A constraint, its name, or None for no change.
+        where: A regular expression to search for in the path of each kernel (such as
+            `"block1/conv/kernel"`), a function of the layer that returns whether to
+            select it, or None for all kernels.
 
     Returns:
         The paths of the kernels that were changed.
 
     Raises:
-        ValueError: If the model is not built, nothing is to be applied, `where` is no
-            regular expression, it selects no kernel or one that is quantized or has
-            LoRA, or the file would lose what is applied; the model is then as it was.
+        ValueError: If the model is not built, if neither `kernel` nor `constraint` is
+            given, if `where` is not a valid regular expression, if it selects no kernel
+            or one that is quantized or has LoRA, or if the model's file would lose the
+            change. The model is then unchanged.
 
     Examples:
         >>> import keras, keras_trainkit as kt
@@ -187,7 +193,7 @@ def apply(
             with _undone_on_error(model, chosen, role):
                 _set(model, chosen, role, value)
                 _check_file(model, chosen, role, value)
-    # The compiled functions were made without them.
+    # The compiled functions do not include the change; build them again.
     model.train_function = model.test_function = None
     return [found.variable.path for found in chosen]
 
@@ -200,7 +206,7 @@ def _known(name: str, value: Any, get: Callable[[Any], Any]) -> Any:
 
 
 def _check_trainable(model, where) -> None:
-    """Raise if `where` selects a kernel that no penalty can change."""
+    """Raise if `where` selects a kernel that cannot be trained."""
     for layer in sublayers(model):
         reason = without_kernels(layer)
         for weight in layer.weights if reason else ():
@@ -214,7 +220,7 @@ def _set(model, chosen: list[Kernel], role: str, value) -> None:
     for kernel in chosen:
         setattr(kernel.variable, role, value)
         setattr(kernel.layer, f"{kernel.prefix}_{role}", value)
-    # Attention makes its projections alike, so its file can say so only of all of them.
+    # An attention layer's config has one option for all of its projections.
     changed = {id(kernel.variable) for kernel in chosen}
     for layer in sublayers(model):
         if all(id(kernel.variable) in changed for kernel in kernels(layer)):
@@ -223,7 +229,7 @@ def _set(model, chosen: list[Kernel], role: str, value) -> None:
 
 @contextlib.contextmanager
 def _undone_on_error(model, chosen: list[Kernel], role: str) -> Iterator[None]:
-    """Puts what kernels and layers had back if what is inside raises."""
+    """Restore the previous options of kernels and layers if the body raises."""
     variables = [(one.variable, getattr(one.variable, role)) for one in chosen]
     names = [(one.layer, f"{one.prefix}_{role}") for one in chosen]
     own = [(layer, name, getattr(layer, name, None)) for layer, name in names]
@@ -242,9 +248,9 @@ def _undone_on_error(model, chosen: list[Kernel], role: str) -> Iterator[None]:
 
 
 def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
-    """Raise if the file of the model would not have what was applied.
+    """Raise if a saved model would not include what was applied.
 
-    What a file says of a layer inside another is what the config of the outer one says.
+    For a layer inside another layer, the file has only the outer layer's config.
     """
     for chain in [(model,), *((model, *rest) for rest in chains(model))]:
         outer = next((x for x in chain if not _lists_layers(x)), chain[-1])
@@ -262,18 +268,18 @@ def _check_file(model, chosen: list[Kernel], role: str, value) -> None:
 
 
 def _lists_layers(layer) -> bool:
-    """Whether a model's config has those of its layers.
+    """Whether a model's config includes the configs of its layers.
 
-    A Functional subclass may have a config of its own instead, as KerasHub's have.
+    A Functional subclass, such as KerasHub's models, may define its own config instead.
     """
     return is_graph(layer) and "layers" in layer.get_config()
 
 
 def _is_in_config(kernel: Kernel, chain, outer, role: str) -> bool:
-    """Whether the config of an outer layer depends on what a kernel inside it has."""
+    """Whether an outer layer's config depends on the option of a kernel inside it."""
     option = f"_kernel_{role}"
     changes = [(kernel.layer, f"{kernel.prefix}_{role}", None)]
-    # An attention layer's config has what all of its projections have.
+    # An attention layer's config has one option shared by its projections.
     changes += [(layer, option, None) for layer in chain if option in vars(layer)]
     before = _config(outer)
     with patched(changes):
@@ -284,14 +290,14 @@ def _config(layer) -> str:
     try:
         return json.dumps(layer.get_config(), default=str)
     except Exception:
-        # A class without a config of its own is made by its code.
+        # A class without `get_config` is recreated by its code only.
         return ""
 
 
 def _selected(kernel: Kernel, where) -> bool:
     if where is None:
         return True
-    # A layer and a type of layers can be called too.
+    # Layers and layer classes are callable too, but are not selection functions.
     if callable(where) and not isinstance(where, keras.layers.Layer | type):
         return bool(where(kernel.layer))
     try:

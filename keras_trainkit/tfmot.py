@@ -1,7 +1,8 @@
-"""A bridge to tf_keras, the Keras 2 that TF-MOT works on, and back.
+"""Conversion of models to tf_keras (Keras 2), which TF-MOT requires, and back.
 
-TF-MOT (the TensorFlow Model Optimization Toolkit) prunes, clusters and trains for
-quantization, but takes only models of tf_keras. Needs the extra `tfmot`.
+TF-MOT (the TensorFlow Model Optimization Toolkit) offers pruning, clustering and
+quantization-aware training, but accepts only tf_keras models. This module needs the
+extra `tfmot`.
 """
 
 import inspect
@@ -23,9 +24,9 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# What the two call differently: in Keras 3, in tf_keras.
+# Arguments with different names: (in Keras 3, in tf_keras).
 _RENAMED = {"LeakyReLU": ("negative_slope", "alpha")}
-# Arguments that one of the two has, and that do not say what a layer computes.
+# Arguments that only one of the two has and that do not affect what a layer computes.
 _IMMATERIAL = {
     "implementation", "batch_input_shape", "batch_shape", "sparse", "ragged",
     "renorm", "renorm_clipping", "renorm_momentum", "time_major", "use_cudnn",
@@ -33,26 +34,26 @@ _IMMATERIAL = {
     "lora_rank", "lora_alpha", "quantization_config", "flash_attention",
     "query_shape", "key_shape", "value_shape",
 }  # fmt: skip
-# What is left out where it says nothing.
+# An unknown argument with one of these values can be dropped.
 _NOTHING: tuple = (None, False, 0, [], (), {})
 
 
 def to_tf_keras(model: keras.Model) -> Any:
-    """Convert a model to tf_keras, for TF-MOT.
+    """Convert a Keras 3 model to tf_keras, for use with TF-MOT.
 
     Args:
-        model: A Functional or built Sequential model of Keras's own layers, on any
-            backend. Models inside it are opened up.
+        model: A Functional or built Sequential model of built-in Keras layers, on any
+            backend. Nested models are flattened.
 
     Returns:
-        A `tf_keras.Model` (a `tf_keras.Sequential` for a Sequential one) with the same
-        weights, not compiled.
+        A `tf_keras.Model` (a `tf_keras.Sequential` for a Sequential model) with the
+        same weights, not compiled.
 
     Raises:
-        ImportError: If tf_keras is not there.
-        ValueError: If a layer, which is named, has no counterpart.
-        RuntimeError: If the outputs of the two for random inputs differ by more than
-            rounding.
+        ImportError: If tf_keras is not installed.
+        ValueError: If a layer has no counterpart; the message names it.
+        RuntimeError: If the outputs of the two models for random inputs differ by more
+            than rounding errors.
 
     Examples:
         ```python
@@ -99,24 +100,24 @@ def to_tf_keras(model: keras.Model) -> Any:
 def from_tf_keras(model: Any) -> keras.Model:
     """Convert a tf_keras model to Keras 3.
 
-    Of a model that was trained for quantization by TF-MOT (`quantize_model`) it takes
-    the trained float weights and leaves the simulation of int8 away; write it with
-    `kt.export.to_litert(..., quantization="int8")` then.
+    For a model from TF-MOT's quantization-aware training (`quantize_model`), this keeps
+    the trained float weights and drops the int8 simulation. Export the result with
+    `kt.export.to_litert(..., quantization="int8")`.
 
     Args:
-        model: A Functional or built Sequential `tf_keras` model of Keras's own layers;
-            one that was pruned or clustered by TF-MOT only after `strip_pruning` or
-            `strip_clustering`.
+        model: A Functional or built Sequential `tf_keras` model of built-in Keras
+            layers. A model that TF-MOT pruned or clustered must first go through
+            `strip_pruning` or `strip_clustering`.
 
     Returns:
-        A `keras.Model` (a `keras.Sequential` for a Sequential one) with the same
+        A `keras.Model` (a `keras.Sequential` for a Sequential model) with the same
         weights, not compiled.
 
     Raises:
-        ImportError: If tf_keras is not there.
-        ValueError: If a layer, which is named, has no counterpart.
-        RuntimeError: If the outputs of the two for random inputs differ by more than
-            rounding.
+        ImportError: If tf_keras is not installed.
+        ValueError: If a layer has no counterpart; the message names it.
+        RuntimeError: If the outputs of the two models for random inputs differ by more
+            than rounding errors. Not checked after quantization-aware training.
 
     Examples:
         >>> import keras_trainkit as kt
@@ -157,7 +158,7 @@ def _import_tf_keras() -> Any:
 
 
 def _run_tf_keras(model, inputs: list, layers: dict, tf_keras) -> list:
-    """Run Keras 3 tensors through the converted layers of a model."""
+    """Pass Keras 3 tensors through the layers of a tf_keras model, converting each."""
     tensors = {id(x): new for x, new in zip(model.inputs, inputs, strict=True)}
     by_depth = model._nodes_by_depth
     for node in (n for d in sorted(by_depth, reverse=True) for n in by_depth[d]):
@@ -188,7 +189,7 @@ def _from_layer(layer, tf_keras):
     config = _own_config(inner)
     activation = config.get("activation")
     if isinstance(activation, dict) and "QuantizeAware" in activation["class_name"]:
-        # Of the activation that simulates int8, the one inside.
+        # Unwrap the activation that simulates int8.
         inside = activation["config"]["activation"]
         config["activation"] = "linear" if isinstance(inside, dict) else inside
     return _make(type(inner).__name__, config, keras.layers)
@@ -217,7 +218,7 @@ def _check_known(layer, module) -> None:
 def _own_config(layer) -> dict:
     config = layer.get_config()
     if type(layer).__name__ == "Normalization" and layer.built:
-        # What it learnt with `adapt` are no weights of the other's.
+        # The statistics from `adapt` go into the config, not into the weights.
         for name in ("mean", "variance"):
             value = np.array(getattr(layer, name))
             config[name] = value.ravel().tolist() if value.size > 1 else value.item()
@@ -225,7 +226,7 @@ def _own_config(layer) -> dict:
 
 
 def _make(name: str, config: dict, module) -> Any:
-    """The layer of that name in the other Keras, or an error that names it."""
+    """Create a layer of `module` by class name and config, or raise a ValueError."""
     label = f"{name} {config.get('name')!r}"
     cls = getattr(module, name, None)
     if cls is None:
@@ -239,7 +240,7 @@ def _make(name: str, config: dict, module) -> Any:
     known = _parameters(cls)
     arguments = {}
     for key, value in config.items():
-        # The weights are copied.
+        # The weights are copied later, so initializers do not matter.
         if key.endswith("_initializer"):
             continue
         if key in known:
@@ -271,7 +272,7 @@ def _argument(key: str, value: Any, module) -> Any:
         if hasattr(module, value["class_name"]):
             return _make(value["class_name"], value["config"], module)
         return {**value, "registered_name": None}
-    # tf_keras keeps lists in wrappers of its own.
+    # tf_keras wraps lists in its own list class.
     return list(value) if isinstance(value, list) else value
 
 
@@ -290,7 +291,7 @@ def _copy_weights(source, target) -> None:
         return
     weights = source.weights
     if _is_quantization(source):
-        # The wrapper has taken over the layer's, and adds its own under its own name.
+        # The wrapper's own weights have its name as a prefix; keep only the layer's.
         weights = [w for w in weights if not w.name.startswith(f"{source.name}/")]
     target.set_weights([np.array(keras.ops.convert_to_numpy(w)) for w in weights])
 
@@ -307,7 +308,7 @@ def _assemble(model, inputs: list, outputs: list, layers: Iterable, library) -> 
 
 
 def _check_equal(model: keras.Model, converted: Any) -> None:
-    """Raise unless a Keras model and one of tf_keras agree on random inputs."""
+    """Raise unless a Keras and a tf_keras model agree on random inputs."""
     check_same(
         model, converted.predict_on_batch, random_inputs(model), "The converted model"
     )
