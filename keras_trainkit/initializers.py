@@ -115,7 +115,8 @@ def data_dependent(model: keras.Model, batch) -> list[str]:
     """Initialize each `kt.layers.WeightNormalization` from data, in order.
 
     Afterwards each unit's output, before the activation, has mean 0 and standard
-    deviation 1 on `batch`. Each layer sees the outputs of the layers adapted before it.
+    deviation 1 on `batch`; without a bias, only the deviation is set. Each layer sees
+    the outputs of the layers adapted before it.
 
     Args:
         model: A built model, which may contain nested models; it is changed in place.
