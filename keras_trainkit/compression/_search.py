@@ -32,7 +32,7 @@ from keras_trainkit.compression._steps import (
     write_file,
 )
 from keras_trainkit.compression._train import Teacher, Training
-from keras_trainkit.quantization import quantize_aware
+from keras_trainkit.quantization import quantize_aware, strip
 
 # Rows on which the cut of a single group is tried.
 _TRIED_ON = 500
@@ -314,10 +314,14 @@ class Search:
 
     def _result(self) -> CompressResult:
         best = self._best()
+        model = rebuild(self.model)[0] if best.model is self.model else best.model
+        if best.start.plain is not None:
+            # A plain model, which any export takes; the rounding is in the file.
+            model = strip(model)
         missed = self.goal.missed(best.candidate)
         return CompressResult(
             path=self.path,
-            model=rebuild(self.model)[0] if best.model is self.model else best.model,
+            model=model,
             front=tuple(step.candidate for step in self.steps.made),
             chosen=best.candidate,
             original=self.original,
